@@ -1,0 +1,1 @@
+"""Experiments. Each file returns a ConfigDict; every key is described in configs/base.py."""

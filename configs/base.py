@@ -1,0 +1,113 @@
+"""Every key that exists, with its unit and its reason. Other configs state only what they change.
+
+A config is plain data: it imports nothing of posjax, loads in milliseconds and is stored beside
+the run. Lengths and positions are in tokens, times in optimizer steps unless a comment differs.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """The base experiment: a small decoder without positions on the embedded corpus.
+
+  Args:
+    variant: '' for the experiment itself, 'smoke' for the same code path in seconds.
+  """
+  config = ConfigDict()
+
+  config.seed = 0  # of parameters and of the order of the data
+  config.init_from = ''  # run directory whose parameters training starts from; '' starts anew
+
+  # One scheme: its name and its hyperparameters, documented in posjax/positions/<name>.py.
+  config.position = ConfigDict({'name': 'none'})
+
+  # One context extension, applied to the scheme's spectrum during training: a function of
+  # posjax/extension.py and its keywords. A run that is extended at evaluation only has 'none'.
+  config.extension = ConfigDict({'name': 'none'})
+
+  config.model = ConfigDict()
+  config.model.vocabulary = 0  # ids; 0 takes the tokenizer's size
+  config.model.width = 256  # d_model
+  config.model.layers = 4
+  config.model.heads = 8  # query heads
+  config.model.kv_heads = 8  # = heads: multi-head; 1: multi-query; between: grouped-query
+  config.model.head_width = 32  # per head; independent of width / heads
+  config.model.window = 0  # keys a query sees, its own included; 0 sees all (causal)
+  config.model.mlp = 'gated'  # 'gated' (SwiGLU: three matrices) or 'plain' (GELU: two)
+  config.model.mlp_width = 688  # 8/3 of width to a multiple of 16: as many weights as plain 4x
+  config.model.norm = 'rms'  # 'rms' or 'layer', both before each sub-block
+  config.model.qk_norm = False  # RMS norm of each query and key head, before the scheme acts
+  config.model.tied = True  # the output matrix is the embedding's transpose
+  config.model.dtype = 'auto'  # of activations: bfloat16 on accelerators, float32 on CPU
+  config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)
+  config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'
+
+  config.data = ConfigDict()
+  config.data.name = 'sotu'  # 'sotu' (embedded), 'text' (your files) or 'tfds:NAME[/CONFIG]'
+  config.data.glob = ''  # with 'text': the files, one document each, e.g. '~/books/**/*.txt'
+  config.data.data_dir = ''  # with 'tfds:': where the prepared data set is; '' is TFDS's default
+  config.data.text_key = 'text'  # with 'tfds:': the feature that holds the text
+  config.data.split = 'train'  # split to train on
+  config.data.validation_split = 'validation'  # split to evaluate on
+  config.data.validation_fraction = 0.1  # with 'text': share of documents kept for validation
+  config.data.tokenizer = 'bytes'  # or a SentencePiece .model, or a Hugging Face tokenizer.json
+  config.data.cache_dir = ''  # where token caches go; '' is ~/.cache/posjax
+  config.data.positions = 'context'  # count from the first visible token, so that training never
+  # sees a position >= train.length; 'document' counts from the document's start
+  config.data.threads = 2  # that read ahead
+
+  config.train = ConfigDict()
+  config.train.length = 256  # tokens of a row
+  config.train.batch = 16  # rows of a step, over all devices and hosts
+  config.train.accumulate = 1  # parts a step's batch is cut into; memory falls, the sum is equal
+  config.train.steps = 1000
+  config.train.learning_rate = 3e-3  # at the peak
+  config.train.schedule = 'cosine'  # 'cosine' or 'wsd' (warm-up, stable, linear decay)
+  config.train.warmup = 50  # steps from 0 to the peak
+  config.train.decay = 0.2  # with 'wsd': share of the steps that decay
+  config.train.final = 0.1  # learning rate at the end, relative to the peak
+  config.train.weight_decay = 0.1  # AdamW's, on matrices only (not on norms, biases, positions)
+  config.train.b1 = 0.9
+  config.train.b2 = 0.95  # shorter memory than Adam's 0.999: usual for language models
+  config.train.clip = 1.0  # global norm of the gradient; 0 clips nothing
+  config.train.z_loss = 0.0  # weight of log(Z)^2, which keeps logits from drifting; 1e-4 is usual
+  config.train.loss_chunk = 0  # tokens whose logits exist at once; 0 lets memory decide
+
+  # Devices along each axis; -1 takes what is left. The product must be the number of devices.
+  config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 250  # steps; the last step is always saved
+  config.checkpoint.keep = 2  # newest ones kept; two, so that a damaged one has a predecessor
+
+  config.log = ConfigDict()
+  config.log.every = 10  # steps between metric lines
+
+  # What is evaluated when training ends: a file of configs/eval/, '' for nothing.
+  config.eval = 'configs/eval/lengths.py'
+
+  return smoke(config) if variant == 'smoke' else experiment(config, variant)
+
+
+def experiment(config: ConfigDict, variant: str) -> ConfigDict:
+  """Returns `config` itself where no variant is asked for. Raises ValueError for an unknown one."""
+  if variant not in ('', 'smoke'):
+    raise ValueError(f"No variant '{variant}' of this config. Use --config=FILE or FILE:smoke.")
+  return smoke(config) if variant == 'smoke' else config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+  """The same experiment in seconds: the code path is the point, the numbers mean nothing."""
+  config.model.width = 32
+  config.model.layers = 2
+  config.model.heads = 4
+  config.model.kv_heads = min(config.model.kv_heads, 4)
+  config.model.head_width = 8
+  config.model.mlp_width = 64
+  config.train.length = 32
+  config.train.batch = 4
+  config.train.steps = 6
+  config.train.warmup = 2
+  config.checkpoint.every = 3
+  config.log.every = 2
+  return config

@@ -1,0 +1,1 @@
+"""posjax: position encodings and long context in JAX."""
