@@ -1,0 +1,159 @@
+"""Documents to batches. The stream is a pure function of (seed, step).
+
+An epoch is all documents in a shuffled order, end to end, cut into rows of `length` tokens; the
+rows are visited in a second shuffled order, so that a batch mixes documents. The rows of all
+epochs, one after the other, are the stream, and step t takes rows t B .. (t + 1) B - 1. Nothing
+depends on the number of hosts, of threads, or on where a run was stopped.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from posjax.data.documents import Documents
+
+POSITIONS = ('context', 'document')
+
+
+class Batches:
+  """The endless sequence of one host's batches: item t is step t's. Grain's random-access source.
+
+  For a document [bos, t1, .., tn] the inputs are [bos, .., t(n-1)] and the targets [t1, .., tn]:
+  no target belongs to another document than its input. Each item is a dict of int32 arrays
+  [B / hosts, L]: tokens, targets, positions (see `Stream`) and segments (1, 2, .. along a row).
+
+  Memory grows with 8 bytes a document and a row of the epoch, twice.
+  """
+
+  def __init__(self, documents: Documents, *, length: int, batch: int, seed: int, positions: str,
+               host: int, hosts: int):
+    self._documents, self._length, self._batch, self._seed = documents, length, batch, seed
+    self._positions = positions
+    self._host, self._hosts = host, hosts
+    inputs = np.diff(documents.offsets) - 1
+    self._with_text = np.flatnonzero(inputs)
+    self._inputs = inputs[self._with_text]
+    self.rows = int(self._inputs.sum()) // length  # of an epoch; a last, shorter one is dropped
+    # An epoch's end and the next one's beginning can be read at the same time, hence two.
+    self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
+
+  def __len__(self) -> int:
+    return sys.maxsize  # Grain's word for endless
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    share = self._batch // self._hosts
+    first = step * self._batch + self._host * share
+    rows = [self.read_row(row) for row in range(first, first + share)]
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+  def read_row(self, row: int) -> dict[str, np.ndarray]:
+    """Returns row `row` of the endless stream, arrays [L]."""
+    epoch, index = divmod(row, self.rows)
+    order, ends, row_order = self._epoch(epoch)
+    L = self._length
+    start = int(row_order[index]) * L  # in the epoch's input tokens
+    tokens_L, targets_L, positions_L, segments_L = (np.empty(L, np.int32) for _ in range(4))
+    filled, segment = 0, 0
+    place = int(np.searchsorted(ends, start, side='right'))
+    while filled < L:
+      document, segment = order[place], segment + 1
+      skipped = start + filled - int(ends[place] - self._inputs[document])  # 0 after the first
+      take = min(L - filled, int(self._inputs[document]) - skipped)
+      begin = int(self._documents.offsets[self._with_text[document]]) + skipped
+      part = slice(filled, filled + take)
+      tokens_L[part] = self._documents.tokens[begin:begin + take]
+      targets_L[part] = self._documents.tokens[begin + 1:begin + take + 1]
+      origin = 0 if self._positions == 'context' else skipped
+      positions_L[part] = np.arange(origin, origin + take)
+      segments_L[part] = segment
+      filled, place = filled + take, place + 1
+    return {'tokens': tokens_L, 'targets': targets_L, 'positions': positions_L,
+            'segments': segments_L}
+
+  def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the epoch's order of documents, where each ends (in inputs), the order of rows."""
+    order = permute(len(self._inputs), self._seed, epoch, 0)
+    row_order = permute(self.rows, self._seed, epoch, 1)
+    return order, np.cumsum(self._inputs[order]), row_order
+
+
+class Stream(Iterator[dict[str, np.ndarray]]):
+  """Iterates over batches forever, reading ahead in threads, and can be stopped and restored.
+
+  Yields dicts of int32 arrays [batch / hosts, length]: tokens, targets, positions, segments.
+  Host h of H gets the h-th H-th of each batch's rows.
+
+  positions: 'context' counts from the first token of a document that its row shows, so that no
+    position reaches `length`; 'document' counts from the document's first token.
+  start_step: the step of the first batch.
+
+  Raises ValueError where the numbers do not fit together.
+  """
+
+  def __init__(self, documents: Documents, *, length: int, batch: int, seed: int,
+               positions: str = 'context', host: int = 0, hosts: int = 1, threads: int = 2,
+               start_step: int = 0):
+    if positions not in POSITIONS:
+      raise ValueError(f"There are no positions '{positions}'. "
+                       f"Set --config.data.positions to one of {', '.join(POSITIONS)}.")
+    if not 0 <= host < hosts or batch % hosts:
+      raise ValueError(f'Host {host} of {hosts} hosts cannot take an equal part of a batch of '
+                       f'{batch} rows. Set --config.train.batch to a multiple of {hosts}.')
+    if seed < 0:
+      raise ValueError(f'The seed {seed} is negative. Use --config.seed >= 0.')
+    self._batches = Batches(documents, length=length, batch=batch, seed=seed, positions=positions,
+                            host=host, hosts=hosts)
+    if self._batches.rows < batch:
+      raise ValueError(
+          f'{len(documents)} documents of {len(documents.tokens)} tokens make {self._batches.rows} '
+          f'rows of {length}, less than a batch of {batch}. '
+          f'Use more text, or lower --config.train.length or --config.train.batch.')
+    self._threads = threads
+    self._fingerprint = {'documents': documents.fingerprint, 'length': length, 'batch': batch,
+                         'seed': seed, 'positions': positions}
+    self._iterator = None
+    self._seek(start_step)
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._iterator)
+    self._step += 1
+    return batch
+
+  def state(self) -> dict:
+    """Returns plain data: the step of the next batch, and what the stream is a function of.
+
+    The number of hosts is not in it: a run may continue on another number.
+    """
+    return {'step': self._step, 'fingerprint': dict(self._fingerprint)}
+
+  def restore(self, state: dict) -> None:
+    """Continues exactly where `state` was taken. Raises ValueError if it is of another stream."""
+    theirs, ours = state['fingerprint'], self._fingerprint
+    different = [f'{key} {theirs.get(key)} instead of {ours.get(key)}'
+                 for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+    if different:
+      raise ValueError(
+          f'The saved data position is of another stream: {"; ".join(different)}. Restore with '
+          f'the config and data it was saved with, or start a new run (--config.init_from).')
+    self._seek(state['step'])
+
+  def _seek(self, step: int) -> None:
+    # A new iterator over the steps left, not Grain's set_state: that would take over any state.
+    if self._iterator is not None:
+      self._iterator.close()
+    options = grain.ReadOptions(num_threads=self._threads,
+                                prefetch_buffer_size=4 * self._threads)  # in batches
+    self._iterator = iter(grain.MapDataset.source(self._batches)[step:].to_iter_dataset(options))
+    self._step = step
+
+
+def permute(n: int, *seeds: int) -> np.ndarray:
+  """Returns a permutation of range(n), int64: the order of n random 64-bit keys.
+
+  NumPy promises the bits of Philox and SeedSequence for all versions, but not `permutation`.
+  """
+  bits = np.random.Philox(np.random.SeedSequence(seeds))
+  return np.argsort(bits.random_raw(n), kind='stable')
