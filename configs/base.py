@@ -16,7 +16,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config = ConfigDict()
 
   config.seed = 0  # of parameters and of the order of the data
-  config.init_from = ''  # run directory whose parameters training starts from; '' starts anew
+  config.init_from = None  # run directory whose parameters training starts from
 
   # One scheme: its name and its hyperparameters, documented in posjax/positions/<name>.py.
   config.position = ConfigDict({'name': 'none'})
@@ -26,32 +26,32 @@ def get_config(variant: str = '') -> ConfigDict:
   config.extension = ConfigDict({'name': 'none'})
 
   config.model = ConfigDict()
-  config.model.vocabulary = 0  # ids; 0 takes the tokenizer's size
+  config.model.vocabulary = None  # ids; None takes the tokenizer's size
   config.model.width = 256  # d_model
   config.model.layers = 4
   config.model.heads = 8  # query heads
   config.model.kv_heads = 8  # = heads: multi-head; 1: multi-query; between: grouped-query
   config.model.head_width = 32  # per head; independent of width / heads
-  config.model.window = 0  # keys a query sees, its own included; 0 sees all (causal)
+  config.model.window = None  # keys a query sees, its own included; None sees all before it
   config.model.mlp = 'gated'  # 'gated' (SwiGLU: three matrices) or 'plain' (GELU: two)
   config.model.mlp_width = 688  # 8/3 of width to a multiple of 16: as many weights as plain 4x
   config.model.norm = 'rms'  # 'rms' or 'layer', both before each sub-block
   config.model.qk_norm = False  # RMS norm of each query and key head, before the scheme acts
-  config.model.tied = True  # the output matrix is the embedding's transpose
+  config.model.tied = False  # True: the output matrix is the embedding's transpose
   config.model.dtype = 'auto'  # of activations: bfloat16 on accelerators, float32 on CPU
   config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)
   config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'
 
   config.data = ConfigDict()
   config.data.name = 'sotu'  # 'sotu' (embedded), 'text' (your files) or 'tfds:NAME[/CONFIG]'
-  config.data.glob = ''  # with 'text': the files, one document each, e.g. '~/books/**/*.txt'
-  config.data.data_dir = ''  # with 'tfds:': where the prepared data set is; '' is TFDS's default
+  config.data.glob = None  # with 'text': the files, one document each, e.g. '~/books/**/*.txt'
+  config.data.data_dir = None  # with 'tfds:': where the prepared data set is; None: TFDS's default
   config.data.text_key = 'text'  # with 'tfds:': the feature that holds the text
   config.data.split = 'train'  # split to train on
   config.data.validation_split = 'validation'  # split to evaluate on
   config.data.validation_fraction = 0.1  # with 'text': share of documents kept for validation
   config.data.tokenizer = 'bytes'  # or a SentencePiece .model, or a Hugging Face tokenizer.json
-  config.data.cache_dir = ''  # where token caches go; '' is ~/.cache/posjax
+  config.data.cache_dir = None  # where token caches go; None is ~/.cache/posjax
   config.data.positions = 'context'  # count from the first visible token, so that training never
   # sees a position >= train.length; 'document' counts from the document's start
   config.data.threads = 2  # that read ahead
@@ -69,9 +69,9 @@ def get_config(variant: str = '') -> ConfigDict:
   config.train.weight_decay = 0.1  # AdamW's, on matrices only (not on norms, biases, positions)
   config.train.b1 = 0.9
   config.train.b2 = 0.95  # shorter memory than Adam's 0.999: usual for language models
-  config.train.clip = 1.0  # global norm of the gradient; 0 clips nothing
+  config.train.clip = 1.0  # largest global norm of the gradient; None clips nothing
   config.train.z_loss = 0.0  # weight of log(Z)^2, which keeps logits from drifting; 1e-4 is usual
-  config.train.loss_chunk = 0  # tokens whose logits exist at once; 0 lets memory decide
+  config.train.loss_chunk = None  # tokens whose logits exist at once; None lets memory decide
 
   # Devices along each axis; -1 takes what is left. The product must be the number of devices.
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
@@ -83,7 +83,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.log = ConfigDict()
   config.log.every = 10  # steps between metric lines
 
-  # What is evaluated when training ends: a file of configs/eval/, '' for nothing.
+  # What is evaluated when training ends: a file of configs/eval/, None for nothing.
   config.eval = 'configs/eval/lengths.py'
 
   return smoke(config) if variant == 'smoke' else experiment(config, variant)

@@ -1,0 +1,141 @@
+"""The attention operator. It knows no scheme.
+
+  logit[h,i,j] = temperature * score(scale * q[h,i] . k[g(h),j]),   g(h) = h // (H / G)
+  out[h,i]     = sum over the keys j that the mask lets i see of softmax_j(logit[h,i,j]) v[g(h),j]
+
+`dense` is the definition; every other form is tested against it, values and gradients:
+
+  dense    all logits at once; memory B x H x L x L
+  tiled    a running softmax over tiles; memory B x H x L; any score, any platform
+  cudnn    NVIDIA's fused kernel; no score, no packed documents
+  splash   TPU's fused kernel; no score
+
+`choose` picks a form and says why; `attend` runs it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from posjax.attend.dense import dense
+from posjax.attend.fused import cudnn, splash
+from posjax.attend.rows import Logits, Mask, Rows, Tile
+from posjax.attend.tiled import tiled
+
+__all__ = ['FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', 'dense', 'tiled']
+
+FORMS = ('dense', 'tiled', 'cudnn', 'splash')
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A form of attention, and the reason, for people."""
+
+  form: str
+  why: str
+
+  @property
+  def fused(self) -> bool:
+    return self.form in ('cudnn', 'splash')
+
+
+def choose(
+  form: str,
+  *,
+  scores: bool,
+  factorises: bool,
+  packed: bool,
+  length: int,
+  dtype,
+  platform: str | None = None,
+) -> Choice:
+  """Picks a form for `form='auto'`, or checks the one that was asked for.
+
+  Args:
+    form: one of FORMS, or 'auto'.
+    scores: the scheme changes logits; factorises: it offers the change as columns instead.
+    packed: rows hold several documents, told apart by segments.
+    length: tokens of a row.
+    dtype: of queries, keys and values.
+    platform: 'cpu', 'gpu' or 'tpu'; the one JAX runs on by default.
+
+  Raises ValueError where a fused form was asked for and cannot run.
+  """
+  platform = platform or jax.default_backend()
+  obstacle = {
+    'cudnn': _cudnn_obstacle(platform, packed, dtype),
+    'splash': _splash_obstacle(platform, length),
+  }
+  if scores and not factorises:
+    for name in obstacle:
+      obstacle[name] = obstacle[name] or 'the scheme changes logits in a way no column can carry'
+  if form in ('dense', 'tiled'):
+    return Choice(form, 'asked for')
+  if form != 'auto':
+    if form not in FORMS:
+      raise ValueError(f"No attention form '{form}'. There are: auto, {', '.join(FORMS)}.")
+    if obstacle[form]:
+      raise ValueError(f"Attention form '{form}' cannot run here: {obstacle[form]}. Use 'auto'.")
+    return Choice(form, 'asked for')
+  fused = {'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}.get(platform)
+  if fused is None:
+    return Choice('tiled', f'no fused kernel on {platform}')
+  if obstacle[fused]:
+    return Choice('tiled', f'not {fused}: {obstacle[fused]}')
+  return Choice(fused, f'fused kernel of {platform}' + (', bias as columns' if scores else ''))
+
+
+def _cudnn_obstacle(platform, packed, dtype) -> str | None:
+  if platform not in ('gpu', 'cuda'):
+    return f'it needs an NVIDIA GPU, and this is {platform}'
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+    return f'it takes bfloat16 or float16, not {jnp.dtype(dtype)}'
+  if packed:
+    return 'it takes packed documents only as an L x L mask'
+  return None
+
+
+def _splash_obstacle(platform, length) -> str | None:
+  if platform != 'tpu':
+    return f'it needs a TPU, and this is {platform}'
+  if length % 128:
+    return f'it takes lengths in multiples of 128, not {length}'
+  return None
+
+
+def attend(
+  q_BLHK: jax.Array,
+  k_BLGK: jax.Array,
+  v_BLGV: jax.Array,
+  query_B: Rows,
+  key_B: Rows,
+  logits: Logits,
+  temperature=1.0,
+  operands=(),
+  form: str = 'tiled',
+) -> jax.Array:
+  """out_BLHV in the type of v, by the form that `choose` returned.
+
+  query_B, key_B: rows of the batch; each array has a leading B, but for index_L, which is the same
+    for all.
+  temperature, operands: of `Logits`, shared by the batch.
+
+  Raises ValueError if a fused form is given a score.
+  """
+  if form in ('cudnn', 'splash'):
+    if logits.score is not None:
+      raise ValueError(f"'{form}' cannot run a score. Use 'tiled', or the scheme's columns.")
+    fused = cudnn if form == 'cudnn' else splash
+    return fused(q_BLHK * jnp.asarray(temperature, q_BLHK.dtype), k_BLGK, v_BLGV, query_B, logits)
+  operator = {'dense': dense, 'tiled': tiled}[form]
+
+  def one_sequence(q_LHK, k_LGK, v_LGV, query, key):
+    return operator(q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands)
+
+  batched = lambda rows: dataclasses.replace(
+    jax.tree.map(lambda _: 0, rows), index_L=None if rows.index_L.ndim == 1 else 0
+  )
+  return jax.vmap(one_sequence, in_axes=(0, 0, 0, batched(query_B), batched(key_B)))(
+    q_BLHK, k_BLGK, v_BLGV, query_B, key_B
+  )

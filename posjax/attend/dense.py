@@ -1,0 +1,28 @@
+"""Attention by its definition: short enough to check by eye. Memory grows with H x L x L."""
+
+import jax
+import jax.numpy as jnp
+
+from posjax.attend.rows import Logits, Rows, Tile
+
+
+def dense(
+  q_LHK: jax.Array,
+  k_LGK: jax.Array,
+  v_LGV: jax.Array,
+  query: Rows,
+  key: Rows,
+  logits: Logits,
+  temperature=1.0,
+  operands=(),
+) -> jax.Array:
+  """out_LHV of one sequence: softmax in float32, products in the type of the inputs."""
+  group = q_LHK.shape[1] // k_LGK.shape[1]
+  k_LHK, v_LHV = jnp.repeat(k_LGK, group, axis=1), jnp.repeat(v_LGV, group, axis=1)
+  raw_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK, preferred_element_type=jnp.float32)
+  s_HIJ = logits(temperature, operands, raw_HIJ, Tile(query, key))
+  p_HIJ = jax.nn.softmax(s_HIJ, axis=-1)
+  out_LHV = jnp.einsum(
+    'hij,jhv->ihv', p_HIJ.astype(v_LHV.dtype), v_LHV, preferred_element_type=jnp.float32
+  )
+  return out_LHV.astype(v_LGV.dtype)

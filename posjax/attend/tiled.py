@@ -1,0 +1,226 @@
+"""Attention in tiles: any score, any platform, memory H x L.
+
+A running softmax over tiles of keys (Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats
+2021, arXiv:2112.05682) that keeps only the log-sum-exp of each row, and a derivative that computes
+the tiles again (Dao et al. 2022, arXiv:2205.14135). No scheme writes a derivative: the backward
+pass calls jax.vjp on the very `Logits` that the forward pass calls.
+
+Axes: I/J query/key rows of a tile, T tiles of queries, X/Y/Z the axes of a matmul.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posjax.attend.rows import HIDDEN, Logits, Rows, Tile
+
+
+def tiled(
+  q_LHK: jax.Array,
+  k_LGK: jax.Array,
+  v_LGV: jax.Array,
+  query: Rows,
+  key: Rows,
+  logits: Logits,
+  temperature=1.0,
+  operands=(),
+  sizes: tuple[int, int] | None = None,
+) -> jax.Array:
+  """out_LHV of one sequence, equal to `dense` up to the order of sums.
+
+  sizes: rows (I, J) of a tile; they need not divide the lengths. Keys are numbered from 0, so
+  `key.index_L` must be 0, 1, 2, ...; queries may start anywhere.
+  """
+  Lq, Lk = len(q_LHK), len(k_LGK)
+  I, J = sizes or tile_sizes(Lq, Lk)
+  whole_q, whole_k = -(-Lq // I) * I, -(-Lk // J) * J
+  if whole_q > Lq or whole_k > Lk:  # padding is told from a single document by its segment
+    query, key = _with_segments(query), _with_segments(key)
+  out_HLV = _tiled(
+    logits,
+    (I, J),
+    _by_head(q_LHK, whole_q),
+    _by_head(k_LGK, whole_k),
+    _by_head(v_LGV, whole_k),
+    query.padded(whole_q),
+    key.padded(whole_k),
+    temperature,
+    operands,
+  )
+  return jnp.swapaxes(out_HLV, 0, 1)[:Lq]
+
+
+def tile_sizes(Lq: int, Lk: int) -> tuple[int, int]:
+  """Rows (I, J) of a tile: the fastest on two CPU cores (benchmarks/attention.py)."""
+  I, J = (64, 128) if Lk <= 1024 else (256, 512)
+  return min(I, Lq), min(J, Lk)
+
+
+def _by_head(x_LHK: jax.Array, length: int) -> jax.Array:
+  return jnp.swapaxes(jnp.pad(x_LHK, [(0, length - len(x_LHK)), (0, 0), (0, 0)]), 0, 1)
+
+
+def _with_segments(rows: Rows) -> Rows:
+  if rows.segment_L is not None:
+    return rows
+  return dataclasses.replace(rows, segment_L=jnp.zeros_like(rows.pos_L))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operands):
+  return _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operands)[0]
+
+
+def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operands):
+  """The output, and what the derivative needs: inputs, output, log-sum-exp of each row."""
+  I, J = sizes
+  H, Lq, _ = q_HLK.shape
+  _, Lk, V = v_GLV.shape
+  k_GKL = jnp.swapaxes(k_GLK, 1, 2)
+
+  def one_query_tile(i):
+    q_HIK = _cut(q_HLK, i * I, I, 1)
+    query_I = query.cut(i * I, I)
+
+    def one_key_tile(j, carry):
+      out_HIV, top_HI, sum_HI = carry
+      raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j * J, J, 2))
+      s_HIJ = logits(temperature, operands, raw_HIJ, Tile(query_I, key.cut(j * J, J)))
+      new_HI = jnp.maximum(top_HI, s_HIJ.max(-1))
+      p_HIJ = jnp.exp(s_HIJ - new_HI[..., None])
+      shrink_HI = jnp.exp(top_HI - new_HI)
+      part_HIV = _grouped(p_HIJ.astype(v_GLV.dtype), _cut(v_GLV, j * J, J, 1))
+      out_HIV = out_HIV * shrink_HI[..., None] + part_HIV
+      return out_HIV, new_HI, sum_HI * shrink_HI + p_HIJ.sum(-1)
+
+    out_HIV, top_HI, sum_HI = lax.fori_loop(
+      *logits.mask.key_tiles(query_I, J, Lk // J),
+      one_key_tile,
+      (jnp.zeros((H, I, V)), jnp.full((H, I), HIDDEN), jnp.zeros((H, I))),
+    )
+    return (out_HIV / sum_HI[..., None]).astype(v_GLV.dtype), top_HI + jnp.log(sum_HI)
+
+  out_THIV, lse_THI = lax.map(one_query_tile, jnp.arange(Lq // I))
+  out_HLV = jnp.moveaxis(out_THIV, 0, 1).reshape(H, Lq, V)
+  return out_HLV, (q_HLK, k_GLK, v_GLV, query, key, temperature, operands, out_HLV, lse_THI)
+
+
+def _backward(logits, sizes, saved, g_HLV):
+  """Cotangents of all but the static arguments, summed tile by tile as they are recomputed."""
+  q_HLK, k_GLK, v_GLV, query, key, temperature, operands, out_HLV, lse_THI = saved
+  I, J = sizes
+  G, Lk, _ = k_GLK.shape
+  Lq = q_HLK.shape[1]
+  k_GKL, v_GVL = jnp.swapaxes(k_GLK, 1, 2), jnp.swapaxes(v_GLV, 1, 2)
+  delta_HL = (g_HLV.astype(jnp.float32) * out_HLV).sum(-1)
+
+  def one_query_tile(sums, i):
+    q_HIK, g_HIV = _cut(q_HLK, i * I, I, 1), _cut(g_HLV, i * I, I, 1)
+    q_HKI, g_HVI = jnp.swapaxes(q_HIK, 1, 2), jnp.swapaxes(g_HIV, 1, 2)
+    query_I = query.cut(i * I, I)
+    lse_HI1, delta_HI1 = lse_THI[i][..., None], _cut(delta_HL, i * I, I, 1)[..., None]
+
+    def one_key_tile(j, carry):
+      dq_HIK, dfeatures_I, (dk_GKL, dv_GVL, dfeatures_L, dshared) = carry
+      key_J = key.cut(j * J, J)
+
+      def masked(temperature, operands, raw_HIJ, features_I, features_J):
+        tile = Tile(
+          dataclasses.replace(query_I, features_L=features_I),
+          dataclasses.replace(key_J, features_L=features_J),
+        )
+        return logits(temperature, operands, raw_HIJ, tile)
+
+      raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j * J, J, 2))
+      s_HIJ, pull = jax.vjp(
+        masked, temperature, operands, raw_HIJ, query_I.features_L, key_J.features_L
+      )
+      p_HIJ = jnp.exp(s_HIJ - lse_HI1)
+      dp_HIJ = _grouped(g_HIV, _cut(v_GVL, j * J, J, 2))
+      *shared, draw_HIJ, features_I, features_J = pull(p_HIJ * (dp_HIJ - delta_HI1))
+      draw_HIJ = draw_HIJ.astype(q_HLK.dtype)
+      return (
+        dq_HIK + _grouped(draw_HIJ, _cut(k_GLK, j * J, J, 1)),
+        _sum(dfeatures_I, features_I),
+        (
+          _add(dk_GKL, _group_sums(q_HKI, draw_HIJ, G), j * J, 2),
+          _add(dv_GVL, _group_sums(g_HVI, p_HIJ.astype(g_HVI.dtype), G), j * J, 2),
+          jax.tree.map(lambda x, part: _add(x, part, j * J, 0), dfeatures_L, features_J),
+          _sum(dshared, shared),
+        ),
+      )
+
+    dq_HIK, dfeatures_I, sums = lax.fori_loop(
+      *logits.mask.key_tiles(query_I, J, Lk // J),
+      one_key_tile,
+      (jnp.zeros(q_HIK.shape), _zeros(query_I.features_L), sums),
+    )
+    return sums, (dq_HIK, dfeatures_I)
+
+  sums = (
+    jnp.zeros(k_GKL.shape),
+    jnp.zeros(v_GVL.shape),
+    _zeros(key.features_L),
+    _zeros([temperature, operands]),
+  )
+  sums, (dq_THIK, dfeatures_TI) = lax.scan(one_query_tile, sums, jnp.arange(Lq // I))
+  dk_GKL, dv_GVL, dfeatures_J, dshared = sums
+  dfeatures_I = jax.tree.map(lambda x: x.reshape(Lq, *x.shape[2:]), dfeatures_TI)
+  return (
+    jnp.moveaxis(dq_THIK, 0, 1).reshape(q_HLK.shape).astype(q_HLK.dtype),
+    jnp.swapaxes(dk_GKL, 1, 2).astype(k_GLK.dtype),
+    jnp.swapaxes(dv_GVL, 1, 2).astype(v_GLV.dtype),
+    _cotangent(query, dfeatures_I),
+    _cotangent(key, dfeatures_J),
+    *dshared,
+  )
+
+
+_tiled.defvjp(_forward, _backward)
+
+
+def _cut(x, start, size: int, axis: int):
+  return lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def _add(total, part, start, axis: int):
+  """Adds `part` to the rows of `total` from `start` on."""
+  old = _cut(total, start, part.shape[axis], axis)
+  return lax.dynamic_update_slice_in_dim(total, old + part, start, axis)
+
+
+def _sum(a, b):
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _zeros(tree):
+  return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _grouped(a_HIX, b_GXY):
+  """c_HIY = a[h] @ b[h // (H / G)] with float32 sums, as one batched matmul over the G groups.
+
+  Always "last axis with first": XLA on CPU runs that at twice the speed of a product that needs a
+  transpose, so callers transpose their small operand.
+  """
+  H, I, X = a_HIX.shape
+  G, _, Y = b_GXY.shape
+  c_GZY = jnp.matmul(a_HIX.reshape(G, H // G * I, X), b_GXY, preferred_element_type=jnp.float32)
+  return c_GZY.reshape(H, I, Y)
+
+
+def _group_sums(a_HXI, b_HIY, G: int):
+  """c_GXY = sum over the heads of a group of a[h] @ b[h], with float32 sums."""
+  H, X, I = a_HXI.shape
+  a_GXZ = jnp.swapaxes(a_HXI.reshape(G, H // G, X, I), 1, 2).reshape(G, X, H // G * I)
+  b_GZY = b_HIY.reshape(G, H // G * I, b_HIY.shape[-1])
+  return jnp.matmul(a_GXZ, b_GZY, preferred_element_type=jnp.float32)
+
+
+def _cotangent(rows: Rows, dfeatures_L) -> Rows:
+  """Integers have no derivative; JAX wants float0 zeros in their place."""
+  none = jax.tree.map(lambda x: jnp.zeros(x.shape, jax.dtypes.float0), rows)
+  return dataclasses.replace(none, features_L=dfeatures_L)

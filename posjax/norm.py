@@ -1,0 +1,36 @@
+"""Normalisation of the last axis, in float32 whatever the type of its input."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class RMSNorm(nn.Module):
+  """y = x / sqrt(mean(x^2) + epsilon) * scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x):
+    scale_D = self.param('scale_D', nn.initializers.ones, x.shape[-1:])
+    x32 = x.astype(jnp.float32)
+    power = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(power + self.epsilon) * scale_D).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x):
+    scale_D = self.param('scale_D', nn.initializers.ones, x.shape[-1:])
+    bias_D = self.param('bias_D', nn.initializers.zeros, x.shape[-1:])
+    x32 = x.astype(jnp.float32)
+    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(variance + self.epsilon) * scale_D + bias_D).astype(x.dtype)
+
+
+NORMS = {'rms': RMSNorm, 'layer': LayerNorm}

@@ -1,0 +1,37 @@
+"""Sinusoids added to the embedded tokens."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from posjax.extension import Spectrum
+from posjax.positions.base import Scheme
+from posjax.rotary import geometric_frequencies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sinusoidal(Scheme):
+  """Sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, sec. 3.5).
+
+    x[l, 2f]     += amplitude * sin(pos[l] * frequency[f])
+    x[l, 2f + 1] += amplitude * cos(pos[l] * frequency[f]),    frequency[f] = theta^(-2f / D)
+
+  Sines and cosines alternate, as in the paper. Two other layouts are in the wild: [sin | cos] halves
+  with the same exponents (Transformer-XL), and halves with exponent f / (D/2 - 1) (tensor2tensor).
+
+  theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
+  amplitude: of each wave, in units of the embedded tokens, which have variance 1 here.
+  """
+
+  theta: float = 10_000.0
+  amplitude: float = 1.0
+
+  relative = False
+
+  def spectrum(self, dims):
+    return Spectrum(frequency_F=geometric_frequencies(dims.width, self.theta))
+
+  def embed(self, params, spectrum, x_LD, pos_L):
+    angle_LF = pos_L.astype(jnp.float32)[:, None] * spectrum.frequency_F.astype(jnp.float32)
+    wave_LF2 = jnp.stack([jnp.sin(angle_LF), jnp.cos(angle_LF)], axis=-1)
+    return x_LD + (self.amplitude * wave_LF2).reshape(x_LD.shape).astype(x_LD.dtype)

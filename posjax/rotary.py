@@ -1,0 +1,43 @@
+"""Inverse frequencies, and the rotation shared by every scheme that rotates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def geometric_frequencies(width: int, theta: float) -> np.ndarray:
+  """frequency[f] = theta^(-2 f / width), f = 0 .. width/2 - 1, in radians per token, float64.
+
+  Vaswani et al. 2017, arXiv:1706.03762, sec. 3.5; Su et al. 2021, arXiv:2104.09864, eq. 15.
+  Raises ValueError if width is odd or not positive, or theta is not above 1.
+  """
+  if width < 2 or width % 2:
+    raise ValueError(f'Rotation acts on pairs, so a width of {width} is impossible. Use an even one.')
+  if not theta > 1:
+    raise ValueError(f'theta = {theta} gives no falling frequencies. Use theta > 1, e.g. 10000.')
+  return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+
+
+def rotate(x_LHK: jax.Array, frequency_F: jax.Array, pos_L: jax.Array) -> jax.Array:
+  """Turns pair f of each head by the angle pos * frequency[f] (Su et al. 2021, eq. 34).
+
+    y[f]     = x[f] cos(a) - x[f + F] sin(a)
+    y[f + F] = x[f + F] cos(a) + x[f] sin(a)
+
+  Pairs are (f, f + F), the half-split layout of GPT-NeoX, Llama in transformers and Gemma, not
+  (2f, 2f + 1) as in GPT-J and Meta's Llama: those checkpoints have their weights permuted on import.
+  Dimensions past 2F pass through. Angles, cosines and sines are float32, whatever x is: bfloat16
+  cannot even hold position 257. The result has the type of x.
+
+  Raises ValueError if 2F is larger than the head width.
+  """
+  F, K = len(frequency_F), x_LHK.shape[-1]
+  if 2 * F > K:
+    raise ValueError(
+      f'{F} frequencies rotate {2 * F} dimensions, but a head has {K}. Use at most {K // 2}.'
+    )
+  angle_L1F = (pos_L.astype(jnp.float32)[:, None] * frequency_F.astype(jnp.float32))[:, None, :]
+  cos_L1F, sin_L1F = jnp.cos(angle_L1F), jnp.sin(angle_L1F)
+  a_LHF, b_LHF = x_LHK[..., :F], x_LHK[..., F : 2 * F]
+  turned = [a_LHF * cos_L1F - b_LHF * sin_L1F, b_LHF * cos_L1F + a_LHF * sin_L1F]
+  return jnp.concatenate([y.astype(x_LHK.dtype) for y in turned] + [x_LHK[..., 2 * F :]], axis=-1)
