@@ -94,7 +94,7 @@ def open_cache(path: pathlib.Path) -> Documents | None:
         return None
   except FileNotFoundError:
     return None
-  raw = np.memmap(path, np.uint8, 'r')
+  raw = np.asarray(np.memmap(path, np.uint8, 'r'))  # still mapped, as a plain array
   tail = len(raw) - LENGTH - int(raw[-LENGTH:].view('<i8')[0])
   header = json.loads(raw[tail:-LENGTH].tobytes())
   dtype = np.dtype(header['dtype'])

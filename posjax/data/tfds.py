@@ -75,8 +75,9 @@ def read_records(builder, split: str, keys: tuple[str, ...]) -> Iterator[dict[st
   features = builder.info.features
   for key in keys:
     if key not in features or features[key].shape != () or np.dtype(features[key].np_dtype) != 'O':
-      raise ValueError(f"{builder.info.full_name} has no text feature '{key}', but "
-                       f"{', '.join(features)}. Set --config.data.text_key to one that is text.")
+      raise ValueError(
+          f"{builder.info.full_name} has no text feature '{key}', but "
+          f"{', '.join(sorted(features))}. Set --config.data.text_key to one that is text.")
   wanted = tensorflow_datasets.features.FeaturesDict({key: features[key] for key in keys})
   for index, raw in enumerate(read_raw(builder, split)):
     record = wanted.deserialize_example_np(raw)
