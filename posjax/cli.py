@@ -1,0 +1,26 @@
+"""What train.py and eval.py share as programs: an error a user can cause is one screen of text."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Calls main(sys.argv[1:]); a ValueError or OSError becomes its message and exit status 2.
+
+  POSJAX_TRACEBACK=1 shows where it came from. Anything else is a defect and keeps its traceback.
+  """
+  try:
+    main(sys.argv[1:])
+  except (ValueError, OSError) as error:
+    if os.environ.get('POSJAX_TRACEBACK'):
+      raise
+    name = os.path.basename(sys.argv[0])
+    sys.exit(_report(f'{name}: {error}\n(POSJAX_TRACEBACK=1 shows where this was raised.)', 2))
+  except KeyboardInterrupt:
+    sys.exit(_report('Interrupted.', 130))  # 128 + SIGINT, as shells report it
+
+
+def _report(text: str, status: int) -> int:
+  print(text, file=sys.stderr)
+  return status
