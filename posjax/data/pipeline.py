@@ -30,12 +30,11 @@ class Batches:
 
   def __init__(self, documents: Documents, *, length: int, batch: int, seed: int, positions: str,
                host: int, hosts: int):
-    self._documents, self._length, self._batch, self._seed = documents, length, batch, seed
-    self._positions = positions
-    self._host, self._hosts = host, hosts
+    self._tokens, self._length, self._batch, self._seed = documents.tokens, length, batch, seed
+    self._positions, self._host, self._hosts = positions, host, hosts
     inputs = np.diff(documents.offsets) - 1
-    self._with_text = np.flatnonzero(inputs)
-    self._inputs = inputs[self._with_text]
+    self._inputs = inputs[inputs > 0]
+    self._begins = documents.offsets[:-1][inputs > 0]
     self.rows = int(self._inputs.sum()) // length  # of an epoch; a last, shorter one is dropped
     # An epoch's end and the next one's beginning can be read at the same time, hence two.
     self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
@@ -62,10 +61,10 @@ class Batches:
       document, segment = order[place], segment + 1
       skipped = start + filled - int(ends[place] - self._inputs[document])  # 0 after the first
       take = min(L - filled, int(self._inputs[document]) - skipped)
-      begin = int(self._documents.offsets[self._with_text[document]]) + skipped
+      begin = int(self._begins[document]) + skipped
       part = slice(filled, filled + take)
-      tokens_L[part] = self._documents.tokens[begin:begin + take]
-      targets_L[part] = self._documents.tokens[begin + 1:begin + take + 1]
+      tokens_L[part] = self._tokens[begin:begin + take]
+      targets_L[part] = self._tokens[begin + 1:begin + take + 1]
       origin = 0 if self._positions == 'context' else skipped
       positions_L[part] = np.arange(origin, origin + take)
       segments_L[part] = segment

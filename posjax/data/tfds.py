@@ -1,4 +1,4 @@
-"""Data sets that the user has prepared with TFDS: `data.name=tfds:NAME[/CONFIG][/VERSION]`.
+"""Data sets that the user has prepared with TFDS: `data.name=tfds:NAME[/CONFIG][:VERSION]`.
 
 Read without TensorFlow and without the code that made them, from what TFDS stores beside the
 records: array_record (random access) and TFRECORD (scanned from the front). Without VERSION the
@@ -38,7 +38,7 @@ def find_folder(data) -> pathlib.Path:
   """Returns the folder of the prepared version. Raises ValueError if there is none."""
   name = data.name.removeprefix('tfds:')
   root = data.data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  folder = pathlib.Path(root).expanduser() / name
+  folder = pathlib.Path(root).expanduser() / name.replace(':', '/')
   prepared = [path.parent for path in (*folder.glob(INFO), *folder.glob(f'*/{INFO}'))]
   if prepared:
     return max(prepared, key=parse_version)
@@ -91,12 +91,16 @@ def read_records(builder, split: str, keys: tuple[str, ...]) -> Iterator[dict[st
 
 
 def read_raw(builder, split: str) -> Iterator[bytes]:
-  """Yields the serialised examples of a split, in order."""
+  """Yields the serialised examples of a split, in order. Raises ValueError for damaged files."""
   parts = select_parts(builder, split)
   if builder.info.file_format == tensorflow_datasets.core.FileFormat.TFRECORD:
     for part in parts:
       records = tfrecord.read_records(part.filename)
       yield from itertools.islice(records, part.skip, part.skip + part.take)
-  else:
+    return
+  try:
     yield from builder.as_data_source(
         split, deserialize_method=tensorflow_datasets.decode.DeserializeMethod.RAW_BYTES)
+  except RuntimeError as error:  # array_record's, for all that is wrong with a file
+    raise ValueError(f'The records in {builder.data_path} cannot be read: {error}. Delete that '
+                     'folder and prepare the data set again (sotu prepares itself).') from error

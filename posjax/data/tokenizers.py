@@ -133,7 +133,13 @@ def make(name_or_path: str) -> Tokenizer:
     raise ValueError(f"There is no tokenizer '{name_or_path}'. Set --config.data.tokenizer to "
                      "'bytes', or to the path of a SentencePiece .model or a Hugging Face "
                      "tokenizer.json.")
-  return kind(path.read_bytes())
+  try:
+    return kind(path.read_bytes())
+  except (ValueError, ImportError):
+    raise
+  except Exception as error:  # the packages have no narrower class for a file of another kind
+    raise ValueError(f'{path} cannot be read as {kind.FILE}: {error}. Set --config.data.tokenizer '
+                     'to a SentencePiece .model or a Hugging Face tokenizer.json.') from error
 
 
 def load(directory: str | pathlib.Path) -> Tokenizer:

@@ -99,7 +99,7 @@ def test_the_newest_version_is_read_unless_one_is_named(config):
   convert_to_tfrecord(root / '10.0.0')
   with pytest.raises(ValueError, match=r"has no split 'test', but train\. Set"):
     read_texts(config, 'test')
-  config.name = 'tfds:tiny/9.0.0'
+  config.name = 'tfds:tiny:9.0.0'
   assert read_texts(config, 'test') == ['tested']
 
 
@@ -134,6 +134,13 @@ def test_text_that_is_not_utf8_is_named(both):
   both.text_key = 'latin'
   with pytest.raises(ValueError, match='train, example 1 is not UTF-8: byte 0xe4 at offset 8'):
     read_texts(both, 'train')
+
+
+def test_a_damaged_array_record_is_named_with_a_way_out(config):
+  shard, = pathlib.Path(config.data_dir).glob('**/tiny-train*')
+  shard.write_bytes(shard.read_bytes()[:1000])
+  with pytest.raises(ValueError, match=r'tiny/1\.0\.0 cannot be read: .*Delete that folder'):
+    read_texts(config, 'train')
 
 
 @pytest.mark.parametrize('data, crc', [

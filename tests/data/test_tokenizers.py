@@ -111,6 +111,13 @@ def test_unknown_names_and_empty_directories_are_refused(tmp_path):
     load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize('name', ['a.model', 'a.json'])
+def test_a_file_of_another_kind_is_refused(name, tmp_path):
+  (tmp_path / name).write_text('neither')
+  with pytest.raises(ValueError, match=f'{name} cannot be read as tokenizer'):
+    make_tokenizer(str(tmp_path / name))
+
+
 def test_fingerprints_differ_when_ids_may_differ():
   assert tokenizers.Bytes().fingerprint == tokenizers.Bytes().fingerprint
   assert tokenizers.Bytes(b'other').fingerprint != tokenizers.Bytes().fingerprint
