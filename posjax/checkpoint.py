@@ -80,9 +80,11 @@ class Checkpoints:
 
     The arrays may be donated as soon as this returns. Host memory grows by one copy of them.
 
-    Raises OSError if this save or the one before could not be written (a full disk, say): the
-    checkpoints before it are untouched. Raises ValueError unless `step` is newer than all others.
+    Leaves are arrays. Raises TypeError if `data` is not JSON, OSError if this save or the one
+    before could not be written (a full disk, say; the checkpoints before it are untouched), and
+    ValueError unless `step` is newer than all others.
     """
+    json.dumps(data)  # raises here rather than in the background
     self.wait()
     latest = self.latest()
     if latest is not None and step <= latest:
@@ -230,11 +232,13 @@ class Checkpoints:
       LOG.warning('An earlier save of step %d did not finish: kept as %s.', step, aside)
 
   def _failure(self, step: int, error: Exception) -> OSError:
-    cause = str(error).rsplit(': ', 1)[-1]  # TensorStore opens with the whole path, twice
+    # TensorStore's message opens with the whole path, twice; its cause comes last.
+    cause = getattr(error, 'strerror', None) or str(error).rsplit(': ', 1)[-1]
     whole = ', '.join(map(str, sorted(self._finished()))) or 'none'
     return OSError(
       f'The checkpoint of step {step} could not be written to {self.directory}: {cause}. '
-      f'Earlier checkpoints are untouched ({whole}): make room and run the same command again.'
+      f'Earlier checkpoints are untouched ({whole}). Make room if the disk is full, and run the '
+      'same command again.'
     )
 
   def _put_aside(self, step: int) -> str:
@@ -305,6 +309,6 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-  """Keeps Orbax's own log off the terminal, unless --verbosity asks for it: a failure is raised."""
+  """Keeps Orbax's log off the terminal unless absl's verbosity asks for it: failures are raised."""
   verbose = logging.getLogger('absl').isEnabledFor(logging.INFO)
   return verbose or f'{os.sep}orbax{os.sep}' not in record.pathname

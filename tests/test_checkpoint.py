@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -213,6 +214,17 @@ def test_a_leaf_that_the_model_lacks_is_refused(tmp_path):
     checkpoints.restore_params({'layer': {'b': jax.ShapeDtypeStruct((3,), 'bfloat16')}})
 
 
+def test_a_directory_that_cannot_be_made_is_one_clear_error(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match=r'step 1 could not be written to .*: Not a directory. Earlier'):
+    save(tmp_path / 'file' / 'checkpoints', [1])
+
+
+def test_data_that_is_not_json_is_refused_at_once(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match='not JSON'):
+    checkpoints.save(1, params=parameters(), state=parameters(), data={'row': np.int64(3)})
+
+
 @pytest.mark.parametrize('sizes', [{'every': 0}, {'keep': 0}])
 def test_a_frequency_or_number_below_one_is_refused(tmp_path, sizes):
   with pytest.raises(ValueError, match='Both must be at least 1'):
@@ -302,6 +314,51 @@ def test_twenty_kills_at_random_moments_lose_at_most_one_save_each(tmp_path):
     now = assert_whole(tmp_path)
     assert now >= reached + 2  # three began; the last may be lost
     reached = now
+
+
+HOST = """
+import sys
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from posjax.checkpoint import Checkpoints
+
+directory, process, port = sys.argv[1:]
+jax.distributed.initialize(f'localhost:{port}', 2, int(process))
+mesh = jax.make_mesh((2,), ('data',))
+place = {'w': NamedSharding(mesh, P('data'))}, {'step': NamedSharding(mesh, P())}
+make = jax.jit(
+  lambda step: ({'w': jax.random.normal(jax.random.key(step), (256, 256))}, {'step': step}),
+  out_shardings=place,
+)
+with Checkpoints(directory, keep=2) as checkpoints:
+  start = 0
+  if checkpoints.latest():
+    params, state = make(0)
+    start, params, state, data = checkpoints.restore(params_like=params, state_like=state)
+    assert start == data['step'] == int(state['step'])
+    assert jax.jit(lambda a, b: (a == b).all())(params['w'], make(start)[0]['w'])
+  for step in range(start + 1, start + 4):
+    params, state = make(step)
+    checkpoints.save(step, params=params, state=state, data={'step': step})
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_save_together_and_agree_on_the_checkpoint_to_restore(tmp_path):
+  for start in (0, 2):  # the second time, step 3 is damaged
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      port = str(free.getsockname()[1])
+    hosts = [
+      subprocess.Popen([sys.executable, '-c', HOST, str(tmp_path), host, port], stderr=-1)
+      for host in '01'
+    ]
+    errors = [host.communicate()[1].decode() for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], errors
+    assert assert_whole(tmp_path) == start + 3
+    if start == 0:
+      cut_short(tmp_path / '3')
+  assert (tmp_path / '3.damaged').is_dir() and 'Checkpoint 3 is not whole' in errors[0]
 
 
 def test_the_manifest_names_every_file_and_leaf(tmp_path):
