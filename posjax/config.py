@@ -99,10 +99,10 @@ def _import(path: str) -> ConfigDict:
   name, _, variant = path.partition(':')
   file = next((f for f in (Path(name), HOUSE / name) if f.is_file()), None)
   if file is None:
-    there = Path(name).parent if Path(name).parent.is_dir() else HOUSE / 'configs'
-    raise ValueError(
-      f"No config file '{name}'. {nearest(name, (str(there / f.name) for f in there.glob('*.py')))}"
-    )
+    folder = Path(name).parent
+    others = [*folder.glob('[!_]*.py'), *(HOUSE / folder).glob('[!_]*.py')]
+    names = {str(folder / other.name) for other in others} or {'configs/base.py'}
+    raise ValueError(f"No config file '{name}'. {nearest(name, names)}")
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   module = importlib.util.module_from_spec(spec)
   sys.path.insert(0, str(HOUSE))  # `from configs import base` is ours, wherever we were started

@@ -135,9 +135,15 @@ def test_an_evaluation_has_overrides_of_its_own(tmp_path):
   assert load(str(tmp_path / 'small.py'), ['--eval.count=2'], flag='eval', base='').count == 2
 
 
-def test_a_missing_file_names_the_nearest():
-  with pytest.raises(ValueError, match=r"No config file 'configs/bse.py'. Did you mean .*base.py"):
+def test_a_missing_file_names_the_nearest_from_any_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"file 'configs/bse.py'. Did you mean 'configs/base.py'"):
     load('configs/bse.py')
+  (tmp_path / 'mine.py').touch()
+  with pytest.raises(ValueError, match=r"No config file 'min.py'. Did you mean 'mine.py'"):
+    load('min.py')
+  with pytest.raises(ValueError, match=r"No config file 'no/a.py'. Did you mean 'configs/base.py'"):
+    load('no/a.py')
 
 
 def test_a_file_without_a_config_is_refused(tmp_path):
