@@ -92,7 +92,8 @@ class Metrics:
     now = time.monotonic()
     self._first = self._first or (step, now)  # compilation is over by the first line: not counted
     done, seconds = step - self._first[0], now - self._first[1]
-    left = f'  left {_clock((self.total_steps - step) * seconds / done)}' if done else ''
+    remain = max(self.total_steps - step, 0)
+    left = f'  left {_clock(remain * seconds / done)}' if done else ''
     print(f'step {step}/{self.total_steps}  {describe(values)}{left}', file=sys.stderr, flush=True)
 
 
