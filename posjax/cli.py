@@ -3,6 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -24,3 +27,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _report(text: str, status: int) -> int:
   print(text, file=sys.stderr)
   return status
+
+
+def cache_compilations() -> None:
+  """Keeps compiled programs between starts, unless the user has placed or switched off the cache."""
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = Path(os.environ.get('POSJAX_CACHE', '~/.cache/posjax')).expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(cache / 'compiled'))

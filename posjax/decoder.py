@@ -3,15 +3,15 @@
 Letters: B batch, L tokens, D model width, M MLP width, V vocabulary.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from posjax import positions
 from posjax.attend import FORMS, Mask, Rows
 from posjax.attention import Attention
-from posjax.extension import Spectrum
+from posjax.extension import Spectrum, extend
 from posjax.linear import project
 from posjax.norm import NORMS
 from posjax.positions import Dims, Scheme
@@ -206,6 +206,24 @@ class Decoder(nn.Module):
   ):
     """logits_BLV, float32: memory B x L x V; training goes through posjax.loss instead."""
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
+
+
+def build(config: ConfigDict) -> Decoder:
+  """The model of an experiment (configs/base.py, complete: with a vocabulary).
+
+  Its tables have the length that its weights were first trained at, also where training goes on at
+  another one. Raises ValueError for an unknown scheme, hyperparameter or value.
+  """
+  return Decoder(
+    scheme=positions.make(**config.position),
+    length=config.extension.trained_length or config.train.length,
+    **config.model,
+  )
+
+
+def as_trained(model: Decoder, config: ConfigDict) -> Spectrum:
+  """The spectrum the run trains with: the scheme's own, after the config's extension."""
+  return extend(model.spectrum(), **config.extension)
 
 
 def learned(module: nn.Module, scheme: Scheme, dims: Dims):

@@ -122,6 +122,22 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
     ) from error
 
 
+def check_continues(source: ConfigDict, config: ConfigDict) -> None:
+  """Says what `config`, which starts from the parameters of `source`, does differently with them.
+
+  Raises ValueError where the parameters would fit and mean something else. Other shapes are refused
+  when the parameters are read.
+  """
+  for key, old, new in difference(source, config):
+    if key in ('model.heads', 'model.kv_heads', 'model.head_width'):
+      raise ValueError(
+        f'The parameters of init_from were trained with {key} = {old}, not {new}: the same numbers '
+        f'would be cut into other heads. Set --config.{key}={old}.'
+      )
+    if key.startswith(('model.', 'position.', 'extension.')):
+      print(f'{key}: {old!r} -> {new!r} (the parameters were trained with the former)')
+
+
 def revision() -> dict[str, Any]:
   """What runs here: git revision, packages, Python, devices, command line, date."""
   versions = {}

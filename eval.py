@@ -1,0 +1,116 @@
+"""Evaluates the checkpoint of a run: lengths x extensions, without training.
+
+  python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py
+  python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
+
+Prints a table; writes JSON, plots and report.html into the run directory.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from posjax import cli, data, metrics, report, run, sharding
+from posjax.checkpoint import Checkpoints
+from posjax.config import load
+from posjax.decoder import Decoder, as_trained, build, check_length
+from posjax.evaluation import evaluate
+from posjax.extension import extend
+from posjax.loss import token_losses
+
+
+def main(words: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
+  parser.add_argument('--eval', required=True, metavar='FILE[:smoke]', help='what to evaluate')
+  parser.epilog = '--eval.KEY=VALUE sets any key of configs/eval/base.py.'
+  flags, overrides = parser.parse_known_args(words)
+  settings = load(flags.eval, overrides, flag='eval', base='configs/eval/base.py')
+  cli.cache_compilations()
+  evaluate_run(flags.workdir, settings)
+
+
+def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
+  """Measures the newest whole checkpoint of `workdir`, prints the table, writes the report.
+
+  settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate).
+  """
+  workdir = Path(workdir).expanduser()
+  config = run.load_config(workdir)
+  model = build(config)
+  tokenizer = data.load_tokenizer(workdir)
+  documents = data.load(config.data, config.data.validation_split, tokenizer)
+  losses = make_losses(workdir, config, model)
+
+  def spectrum_of(recipe: dict, length: int):
+    return extended(model, config, recipe)
+
+  facts = run.revision()
+  results = evaluate(
+    losses,
+    spectrum_of,
+    documents,
+    settings,
+    trained_length=config.train.length,
+    facts=facts | {'scheme': config.position.name},
+  )
+  if jax.process_index() == 0:
+    print(report.table(results))
+    path = report.write(workdir, results, metrics.read(workdir), config)
+    print(f'Report: {path}')
+  return results
+
+
+def extended(model: Decoder, config: ConfigDict, recipe: dict):
+  """The spectrum of a recipe: 'none' is as the run was trained, others start from the scheme's own.
+
+  A recipe's factor counts from the length of this run; one that was itself trained with an extension
+  is already `config.extension.factor` times longer than its first weights.
+  """
+  if recipe['name'] == 'none':
+    return as_trained(model, config)
+  recipe = {'trained_length': model.length} | recipe
+  return extend(model.spectrum(), **recipe | {'factor': recipe['factor'] * config.extension.factor})
+
+
+def make_losses(workdir: Path, config: ConfigDict, model: Decoder):
+  """losses(spectrum, batch) -> loss_BL of the run's checkpoint; one compilation per batch shape."""
+  mesh = sharding.make_mesh(dict(config.mesh) | {'data': -1})
+  spectrum = jax.tree.map(jnp.float32, model.spectrum())
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, model.length), jnp.int32), spectrum)['params'],
+    jax.random.key(0),
+  )
+  like = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    sharding.place(shapes, mesh),
+  )
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    params = checkpoints.restore_params(like)
+  whole = sharding.replicated(mesh)
+
+  def loss(params, spectrum, batch):
+    return token_losses(model, params, spectrum, batch, chunk=config.train.loss_chunk)[0]
+
+  jitted = jax.jit(loss, out_shardings=whole)
+
+  def losses(spectrum, batch):
+    rows, length = batch['tokens'].shape
+    check_length(model, spectrum, length)
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    place = whole if rows % parts else sharding.of_batch(mesh, rows)
+    batch = {name: jax.device_put(x, place) for name, x in batch.items()}
+    return jitted(params, jax.tree.map(jnp.float32, spectrum), batch)
+
+  return losses
+
+
+if __name__ == '__main__':
+  cli.run(main)

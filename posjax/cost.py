@@ -1,0 +1,54 @@
+"""What a model costs before it runs: parameters, FLOPs and bytes."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from posjax.decoder import Decoder
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets; MFU is unknown elsewhere.
+PEAK = (
+  (r'H100.*PCIe', 756e12),
+  (r'H100|H200|GH200', 989e12),
+  (r'A100', 312e12),
+  (r'B200', 2250e12),
+  (r'TPU v4', 275e12),
+  (r'TPU v5 lite|TPU v5e', 197e12),
+  (r'TPU v5', 459e12),
+  (r'TPU v6', 918e12),
+)
+
+
+def peak_flops(kind: str) -> float | None:
+  """FLOP/s of a device kind (`jax.devices()[0].device_kind`), None where it is not known."""
+  return next((flops for pattern, flops in PEAK if re.search(pattern, kind)), None)
+
+
+def count_parameters(params: Any) -> dict[str, int]:
+  """Parameters by group: the first two names of their path."""
+  groups: dict[str, int] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    group = '/'.join(entry.key for entry in path[:-1][:2]) or path[0].key
+    groups[group] = groups.get(group, 0) + int(np.prod(leaf.shape))
+  return groups
+
+
+def flops_per_token(model: Decoder, params: Any, length: int) -> float:
+  """Training FLOPs per token: forward, and twice that backward; recomputation is not counted.
+
+  2 per weight of a matrix and token, and 4 K per head and visible key (q . k and p v). Causal
+  attention is counted half: a query sees (L + 1) / 2 keys on average, or its window.
+  """
+  window = min(model.window or length, length)
+  keys = window - window * (window - 1) / (2 * length)  # mean over a row's queries
+  attention = 4 * model.layers * model.heads * model.head_width * keys
+  weights = sum(
+    int(np.prod(leaf.shape))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if re.search(r'_(DV|DX|DM|XD|MD)$', path[-1].key)
+  )
+  if model.tied:
+    weights += model.width * model.vocabulary
+  return 3 * (2 * weights + attention)

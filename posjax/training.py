@@ -1,0 +1,131 @@
+"""Optimizer, state, and one pure training step.
+
+Letters: B rows of a batch, L tokens, A parts that a batch is cut into (accumulation).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from posjax.decoder import Decoder
+from posjax.loss import token_losses
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['params', 'optimizer', 'step'], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+  """All that a step changes: float32 parameters, optax's state, steps done."""
+
+  params: Any
+  optimizer: Any
+  step: jax.Array
+
+
+def make_schedule(train: ConfigDict) -> optax.Schedule:
+  """Learning rate after `step` steps: linear warm-up, then a cosine, or a plateau and linear decay.
+
+  Raises ValueError for an unknown schedule, or if warm-up (and decay) do not fit into the steps.
+  """
+  peak, final = train.learning_rate, train.learning_rate * train.final
+  if not 0 <= train.warmup < train.steps:
+    raise ValueError(
+      f'A warm-up of {train.warmup} steps does not fit into {train.steps} steps. '
+      'Use --config.train.warmup between 0 and train.steps - 1.'
+    )
+  # From peak / warmup, not from 0: a first step without a step would be a step lost.
+  warm = optax.linear_schedule(peak / max(1, train.warmup), peak, max(0, train.warmup - 1))
+  if train.schedule == 'cosine':
+    rest = optax.cosine_decay_schedule(peak, train.steps - train.warmup, alpha=train.final)
+    return optax.join_schedules([warm, rest], [train.warmup])
+  if train.schedule == 'wsd':
+    decay = round(train.decay * train.steps)
+    if decay > train.steps - train.warmup:
+      raise ValueError(
+        f'A decay over {decay} steps does not fit after a warm-up of {train.warmup} of '
+        f'{train.steps} steps. Use a smaller --config.train.decay.'
+      )
+    stable, fall = optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)
+    return optax.join_schedules([warm, stable, fall], [train.warmup, train.steps - decay])
+  raise ValueError(f"No schedule '{train.schedule}'. Use cosine or wsd.")
+
+
+def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
+  """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) after clipping of the global norm."""
+  adamw = optax.adamw(
+    make_schedule(train),
+    b1=train.b1,
+    b2=train.b2,
+    weight_decay=train.weight_decay,
+    mask=decayed,
+  )
+  return adamw if train.clip is None else optax.chain(optax.clip_by_global_norm(train.clip), adamw)
+
+
+def decayed(params: Any) -> Any:
+  """True for matrices, by the axes their names end with: not for norms, nor for positions."""
+
+  def one(path, _):
+    keys = [entry.key for entry in path]
+    return 'position' not in keys and len(keys[-1].rpartition('_')[2]) >= 2
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def init_state(model: Decoder, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
+  """A state before the first step. Pure: give it to jax.eval_shape, or to jit with shardings."""
+  spectrum = jax.tree.map(jnp.float32, model.spectrum())
+  tokens_BL = jnp.zeros((1, model.length), jnp.int32)
+  params = model.init(key, tokens_BL, spectrum)['params']
+  return State(params=params, optimizer=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+
+
+def make_step(
+  model: Decoder, optimizer: optax.GradientTransformation, train: ConfigDict
+) -> Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]:
+  """step(state, spectrum, batch) -> (state, metrics), pure.
+
+  The loss is the mean over the batch's targets, in nats per token, plus z_loss * mean(log_z^2)
+  (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, sec. 5). Cutting the batch into parts changes
+  memory and the order of sums, nothing else: sums are divided by the whole batch's count of targets.
+
+  metrics: loss (nats per token, without the z part), gradient_norm (before clipping).
+  """
+
+  def sums(params, spectrum, batch):
+    loss_BL, log_z_BL = token_losses(model, params, spectrum, batch, chunk=train.loss_chunk)
+    nats = loss_BL.sum()
+    return nats + train.z_loss * jnp.square(log_z_BL).sum(), nats
+
+  def gradients(params, spectrum, batch):
+    grad = jax.grad(sums, has_aux=True)
+    if train.accumulate == 1:
+      return grad(params, spectrum, batch)
+    # Part a takes rows a, a + A, ...: each device's rows stay where they are.
+    parts = jax.tree.map(
+      lambda x: x.reshape(-1, train.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+    add = lambda total, part: (jax.tree.map(jnp.add, total, grad(params, spectrum, part)), None)
+    return jax.lax.scan(add, zero, parts)[0]
+
+  def step(state, spectrum, batch):
+    grads, nats = gradients(state.params, spectrum, batch)
+    count = jnp.maximum((batch['segments'] > 0).sum(), 1)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    new = State(
+      params=optax.apply_updates(state.params, updates),
+      optimizer=optimizer_state,
+      step=state.step + 1,
+    )
+    return new, {'loss': nats / count, 'gradient_norm': optax.global_norm(grads)}
+
+  return step

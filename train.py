@@ -1,0 +1,266 @@
+"""Trains the experiment of a config, then evaluates it and writes its report.
+
+  python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python train.py --config=configs/rope.py:smoke --workdir=/tmp/smoke --config.train.steps=20
+  python train.py --config=configs/rope.py --dry_run
+
+Called again with the same --workdir it resumes, exactly. On several hosts start it once on each.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from eval import evaluate_run
+from posjax import cli, cost, data, sharding
+from posjax.attend import choose
+from posjax.checkpoint import Checkpoints
+from posjax.config import load
+from posjax.decoder import Decoder, as_trained, build, check_length
+from posjax.metrics import Metrics
+from posjax.run import Run, Stop, check_continues, load_config
+from posjax.training import init_state, make_optimizer, make_schedule, make_step
+
+
+def main(words: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument('--config', required=True, metavar='FILE[:smoke]', help='an experiment')
+  parser.add_argument('--workdir', help='run directory: checkpoints, metrics, tokenizer, report')
+  parser.add_argument('--dry_run', action='store_true', help='say what would run, and run nothing')
+  parser.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, with several hosts')
+  parser.add_argument('--processes', type=int, help='how many, where the launcher does not say')
+  parser.add_argument('--process', type=int, help='number of this one, from 0')
+  parser.epilog = '--config.KEY=VALUE sets any key of configs/base.py, e.g. --config.train.steps=500'
+  flags, overrides = parser.parse_known_args(words)
+  if not flags.workdir and not flags.dry_run:
+    raise ValueError('No run directory was given. Add --workdir=DIR, or --dry_run to run nothing.')
+
+  began = time.monotonic()
+  config = load(flags.config, overrides)
+  sharding.start(flags.coordinator, flags.processes, flags.process)
+  cli.cache_compilations()
+  tokenizer = complete(config)
+  model = build(config)
+  mesh = sharding.make_mesh(config.mesh)
+  if flags.dry_run:
+    describe(config, model, mesh)
+    return
+
+  with Run(flags.workdir, config) as run, Stop() as stop:
+    if jax.process_index() == 0:
+      tokenizer.save(run.workdir)
+    train(config, model, mesh, tokenizer, run.workdir, stop, began)
+  if stop.asked:
+    print(f'Stopped. The same command resumes from {run.workdir}.')
+  elif config.eval:
+    evaluate_run(run.workdir, load(config.eval, flag='eval', base=''))
+
+
+def complete(config: ConfigDict):
+  """Fills in what the config leaves to the tokenizer and to `init_from`; returns the tokenizer."""
+  tokenizer = data.make_tokenizer(config.data.tokenizer)
+  if config.model.vocabulary is None:
+    config.model.vocabulary = tokenizer.vocabulary
+  if tokenizer.vocabulary > config.model.vocabulary:
+    raise ValueError(
+      f'The tokenizer has {tokenizer.vocabulary} ids, the model {config.model.vocabulary}. '
+      f'Set --config.model.vocabulary to {tokenizer.vocabulary} or more, or to None.'
+    )
+  if config.init_from is not None:
+    source = load_config(config.init_from)
+    check_continues(source, config)
+    if data.load_tokenizer(config.init_from).fingerprint != tokenizer.fingerprint:
+      raise ValueError(
+        f"The run '{config.init_from}' used another tokenizer than '{config.data.tokenizer}'. "
+        f'Set --config.data.tokenizer={source.data.tokenizer}.'
+      )
+    if config.extension.trained_length is None:
+      config.extension.trained_length = source.extension.trained_length or source.train.length
+  return tokenizer
+
+
+def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: float) -> None:
+  """From the newest checkpoint, or from the start, to the last step."""
+  documents = data.load(config.data, config.data.split, tokenizer)
+  optimizer = make_optimizer(config.train)
+  spectrum = as_trained(model, config)
+  check_length(model, spectrum, config.train.length)
+  spectrum = jax.tree.map(jnp.float32, spectrum)
+
+  rows = config.train.batch // config.train.accumulate
+  if rows * config.train.accumulate != config.train.batch:
+    raise ValueError(
+      f'A batch of {config.train.batch} rows cannot be cut into {config.train.accumulate} equal '
+      'parts. Make --config.train.batch a multiple of --config.train.accumulate.'
+    )
+  sharding.of_batch(mesh, rows)  # each part must fit the devices, too
+  of_batch = sharding.of_batch(mesh, config.train.batch)
+  host, hosts = sharding.host_share(of_batch, config.train.batch)
+  stream = data.Stream(
+    documents,
+    length=config.train.length,
+    batch=config.train.batch,
+    seed=config.seed,
+    positions=config.data.positions,
+    host=host,
+    hosts=hosts,
+    threads=config.data.threads,
+  )
+
+  def init(key):
+    return init_state(model, optimizer, key)
+
+  abstract = jax.eval_shape(init, jax.random.key(config.seed))
+  places = sharding.place(abstract, mesh)
+  like = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places
+  )
+  one_step = jax.jit(
+    make_step(model, optimizer, config.train),
+    in_shardings=(places, sharding.replicated(mesh), of_batch),
+    out_shardings=(places, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+  keep = config.checkpoint
+  with Checkpoints(workdir / 'checkpoints', every=keep.every, keep=keep.keep) as checkpoints:
+    if checkpoints.latest() is not None:
+      done, params, rest, position = checkpoints.restore(
+        params_like=like.params, state_like={'optimizer': like.optimizer, 'step': like.step}
+      )
+      state = type(like)(params=params, **rest)
+      stream.restore(position)
+      print(f'Resumed {workdir} after step {done}.')
+    else:
+      done = 0
+      state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
+      if config.init_from is not None:
+        with Checkpoints(Path(config.init_from) / 'checkpoints') as source:
+          state = type(like)(
+            params=source.restore_params(like.params), optimizer=state.optimizer, step=state.step
+          )
+        print(f'Started from the parameters of {config.init_from}.')
+
+    def save():
+      checkpoints.save(
+        done,
+        params=state.params,
+        state={'optimizer': state.optimizer, 'step': state.step},
+        data=stream.state(),
+      )
+
+    schedule = make_schedule(config.train)
+    tokens = config.train.batch * config.train.length
+    peak = cost.peak_flops(jax.devices()[0].device_kind)
+    flops = cost.flops_per_token(model, abstract.params, config.train.length)
+    clock, counted, resumed = time.monotonic(), done, done
+    with Metrics(workdir, total_steps=config.train.steps, resumed=done) as metrics:
+      while done < config.train.steps and not stopping(stop, done, config.log.every):
+        first = done == resumed
+        batch = sharding.put(next(stream), of_batch)
+        state, measured = one_step(state, spectrum, batch)
+        done += 1
+        saving = checkpoints.due(done) or done == config.train.steps
+        if first or saving or done % config.log.every == 0:
+          loss = float(measured['loss'])
+          if not math.isfinite(loss):
+            raise ValueError(
+              f'The loss is {loss} at step {done}. The last checkpoint is whole: lower '
+              '--config.train.learning_rate, or lengthen --config.train.warmup, and start again.'
+            )
+          rate = tokens * (done - counted) / (time.monotonic() - clock)
+          values = {
+            'loss': loss,
+            'bits_per_byte': loss / math.log(2) / documents.bytes_per_token,
+            'learning_rate': float(schedule(done - 1)),
+            'gradient_norm': float(measured['gradient_norm']),
+          }
+          if first:
+            print(f'First step {time.monotonic() - began:.1f} s after the start.')
+          else:
+            values['tokens_per_second'] = rate
+            if peak is not None:
+              values['mfu'] = rate * flops / (peak * jax.device_count())
+          metrics.write(done, values)
+          if saving:
+            save()
+          clock, counted = time.monotonic(), done
+      if done < config.train.steps and checkpoints.latest() != done:
+        save()
+
+
+def stopping(stop: Stop, done: int, every: int) -> bool:
+  """Whether to stop now; several processes agree on it, every `every` steps."""
+  if jax.process_count() == 1:
+    return stop.asked
+  if done % every:
+    return False
+  return bool(multihost_utils.process_allgather(np.array(stop.asked)).any())
+
+
+def describe(config: ConfigDict, model: Decoder, mesh) -> None:
+  """Prints what would run: parameters, FLOPs, memory, mesh, attention. Compiles, runs nothing."""
+  optimizer = make_optimizer(config.train)
+  spectrum = as_trained(model, config)
+  check_length(model, spectrum, config.train.length)
+  abstract = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+  places = sharding.place(abstract, mesh)
+  of_batch = sharding.of_batch(mesh, config.train.batch)
+  shape = (config.train.batch, config.train.length)
+  names = ('tokens', 'targets', 'positions', 'segments')
+  compiled = (
+    jax.jit(
+      make_step(model, optimizer, config.train),
+      in_shardings=(places, sharding.replicated(mesh), of_batch),
+      out_shardings=(places, sharding.replicated(mesh)),
+      donate_argnums=0,
+    )
+    .lower(
+      abstract,
+      jax.tree.map(jnp.float32, spectrum),
+      {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names},
+    )
+    .compile()
+  )
+  memory = compiled.memory_analysis()
+  groups = cost.count_parameters(abstract.params)
+  choice = choose(
+    model.attention,
+    scores=model.scheme.scores,
+    factorises=model.scheme.factorises,
+    packed=True,
+    length=config.train.length,
+    dtype=model.compute_dtype,
+  )
+  tokens = config.train.batch * config.train.length
+  width = max(map(len, groups))
+  print('Parameters')
+  for group, count in groups.items():
+    print(f'  {group:{width}}  {count:>14,}')
+  print(f'  {"total":{width}}  {sum(groups.values()):>14,}')
+  print(f'Training    {config.train.steps:,} steps of {tokens:,} tokens')
+  flops = cost.flops_per_token(model, abstract.params, config.train.length)
+  print(f'FLOPs       {flops:.3g} per token (forward + backward, causal attention counted half)')
+  held = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+  print(
+    f'Memory      {(held + memory.temp_size_in_bytes) / 2**20:,.0f} MiB per device: '
+    f'{held / 2**20:,.0f} for state and batch, {memory.temp_size_in_bytes / 2**20:,.0f} for the step'
+  )
+  sizes = ' x '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
+  print(f'Mesh        {sizes} on {jax.device_count()} x {jax.devices()[0].device_kind}')
+  print(f'Activations {model.compute_dtype}')
+  print(f'Attention   {choice.form} ({choice.why})')
+
+
+if __name__ == '__main__':
+  cli.run(main)
