@@ -1,0 +1,21 @@
+import jax
+import numpy as np
+import pytest
+
+# Products of float32 in float32 on every platform: accelerators would round to TF32 or bfloat16.
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tolerance():
+  """Largest error of a sum of `terms` products of values around 1, as a function of its type.
+
+  Rounding errors add up like a random walk; 8 is the largest of some ten thousand such walks
+  (4 deviations), for a few roundings at each step (2).
+  """
+  return lambda terms, dtype=np.float32: 8 * terms**0.5 * float(jax.numpy.finfo(dtype).eps)

@@ -1,0 +1,22 @@
+import dataclasses
+
+import numpy as np
+
+from posjax import positions
+
+
+def test_there_is_nothing_to_learn_extend_or_set():
+  scheme = positions.make('none')
+  dims = positions.Dims(width=16, heads=4, kv_heads=2, head_width=4, length=8)
+  assert scheme.init(None, dims) == {}
+  assert dataclasses.asdict(scheme.spectrum(dims)) == {
+    'frequency_F': None, 'slope_H': None, 'rate': None, 'temperature': 1.0,
+  }
+  assert dataclasses.fields(scheme) == ()
+  assert scheme.capacity(scheme.spectrum(dims), dims) == np.inf
+
+
+def test_no_hook_is_touched_so_that_fused_kernels_run_it():
+  scheme = positions.make('none')
+  assert vars(type(scheme)).keys().isdisjoint({'embed', 'query', 'key', 'features', 'score', 'columns'})
+  assert not scheme.scores

@@ -1,0 +1,119 @@
+"""Who may import whom: one table, held against the imports of every file."""
+
+import ast
+import pathlib
+
+import pytest
+
+from posjax import extension, positions
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A file may import the rooms named here, and its own; the longest prefix that fits counts.
+MAY_IMPORT = {
+  'posjax.extension': '',
+  'posjax.rotary': '',
+  'posjax.linear': '',
+  'posjax.norm': '',
+  'posjax.sharding': '',
+  'posjax.checkpoint': '',
+  'posjax.run': 'config',
+  'posjax.config': '',
+  'posjax.metrics': '',
+  'posjax.report': '',
+  'posjax.data': '',
+  'posjax.attend': '',
+  'posjax.positions.base': 'attend extension',
+  'posjax.positions': 'attend extension rotary positions.base',
+  'posjax.cache': 'attend extension positions',
+  'posjax.attention': 'attend extension linear norm positions',
+  'posjax.latent': 'attend attention extension linear norm positions',
+  'posjax.moe': 'linear norm',
+  'posjax.decoder': 'attend attention cache extension latent linear moe norm positions',
+  'posjax.loss': 'decoder extension',
+  'posjax.cost': 'decoder',
+}
+ABOVE = {'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli'}  # anything
+FLAX = {'posjax.attention', 'posjax.latent', 'posjax.moe', 'posjax.norm', 'posjax.decoder'}
+
+
+def files(room):
+  return sorted((ROOT / room).rglob('*.py'))
+
+
+def module_of(file):
+  parts = file.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def imports(file):
+  """Full names of what a file imports, wherever in the file it does so."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{file}: relative import'
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+      yield from (n if is_module(n) else node.module for n in names)
+
+
+def is_module(name):
+  path = ROOT.joinpath(*name.split('.'))
+  return path.is_dir() or path.with_suffix('.py').exists()
+
+
+def inside(name, room):
+  return name == room or name.startswith(room + '.')
+
+
+def room_of(module, rooms):
+  return max((room for room in rooms if inside(module, room)), key=len, default=None)
+
+
+@pytest.mark.parametrize('file', files('posjax'), ids=module_of)
+def test_a_file_imports_only_from_the_rooms_below_it(file):
+  module = module_of(file)
+  if module == 'posjax' or room_of(module, ABOVE):
+    return
+  room = room_of(module, MAY_IMPORT)
+  assert room, f'{module} has no row in MAY_IMPORT: say what it may import'
+  allowed = {room, *(f'posjax.{name}' for name in MAY_IMPORT[room].split())}
+  for name in imports(file):
+    if inside(name, 'posjax'):
+      assert any(inside(name, other) for other in allowed), f'{module} must not import {name}'
+
+
+@pytest.mark.parametrize('scheme', positions.names())
+def test_a_scheme_imports_no_other_scheme(scheme):
+  others = {f'posjax.positions.{name}' for name in positions.names()} - {f'posjax.positions.{scheme}'}
+  for name in imports(ROOT / 'posjax' / 'positions' / f'{scheme}.py'):
+    assert not any(inside(name, other) for other in others)
+    assert name != 'posjax.positions', 'the package imports its schemes: import posjax.positions.base'
+
+
+@pytest.mark.parametrize('file', files('posjax'), ids=module_of)
+def test_flax_stays_in_the_modules_that_hold_parameters(file):
+  uses_flax = any(inside(name, 'flax') for name in imports(file))
+  assert not uses_flax or room_of(module_of(file), FLAX)
+
+
+@pytest.mark.parametrize('file', files('configs'), ids=module_of)
+def test_configs_load_without_posjax_or_jax(file):
+  for name in imports(file):
+    assert name == 'ml_collections' or inside(name, 'configs'), f'{file} imports {name}'
+
+
+@pytest.mark.parametrize('file', files('posjax'), ids=module_of)
+def test_no_file_but_its_own_names_a_scheme(file):
+  """Neither by module, nor by class, nor as a quoted string. Words that also name an extension
+  ('none') say nothing about schemes."""
+  for scheme in positions.names():
+    if file.name == f'{scheme}.py' and file.parent.name == 'positions':
+      continue
+    class_name = positions.find(scheme).__name__
+    assert not any(inside(name, f'posjax.positions.{scheme}') for name in imports(file))
+    for node in ast.walk(ast.parse(file.read_text())):
+      named = getattr(node, 'id', None) or getattr(node, 'attr', None)
+      assert named != class_name, f'{file}:{node.lineno} names the scheme {class_name}'
+      if isinstance(node, ast.Constant) and scheme not in extension.METHODS:
+        assert node.value != scheme, f"{file}:{node.lineno} names the scheme '{scheme}'"

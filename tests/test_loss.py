@@ -1,0 +1,96 @@
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posjax import positions
+from posjax.decoder import Decoder
+from posjax.loss import token_losses
+
+B, L, V, D = 2, 11, 13, 8
+
+
+@functools.cache
+def small():
+  model = Decoder(
+    scheme=positions.Scheme(), length=L, vocabulary=V, width=D, layers=1, heads=2, kv_heads=1,
+    head_width=4, mlp_width=8, attention='dense', dtype='float32',
+  )
+  rng = np.random.default_rng(1)
+  batch = {
+    'tokens': jnp.asarray(rng.integers(V, size=(B, L))),
+    'targets': jnp.asarray(rng.integers(V, size=(B, L))),
+    'positions': jnp.asarray([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5], [*range(8), 0, 1, 2]]),
+    'segments': jnp.asarray([[1] * 5 + [2] * 6, [1] * 8 + [0] * 3]),
+  }
+  params = jax.jit(model.init)(jax.random.key(0), batch['tokens'], model.spectrum())['params']
+  return types.SimpleNamespace(model=model, params=params, spectrum=model.spectrum(), batch=batch)
+
+
+def test_the_loss_is_the_negative_log_likelihood_and_padding_has_none(tolerance):
+  s = small()
+  logits_BLV = np.float64(
+    s.model.apply(
+      {'params': s.params}, s.batch['tokens'], s.spectrum, s.batch['positions'], s.batch['segments']
+    )
+  )
+  loss_BL, log_z_BL = token_losses(s.model, s.params, s.spectrum, s.batch)
+  for b in range(B):
+    for l in range(L):
+      log_z = np.log(sum(np.exp(logits_BLV[b, l, v]) for v in range(V)))
+      loss = log_z - logits_BLV[b, l, s.batch['targets'][b, l]]
+      counts = s.batch['segments'][b, l] > 0
+      assert abs(loss_BL[b, l] - (loss if counts else 0)) < tolerance(V)
+      assert abs(log_z_BL[b, l] - (log_z if counts else 0)) < tolerance(V)
+  assert (np.asarray(loss_BL)[1, 8:] == 0).all()
+  assert (np.asarray(loss_BL)[1, :8] > 0).all()
+
+
+@pytest.mark.parametrize('chunk', [1, 2 * 4, 2 * 6, 2 * 11, 1000])
+def test_chunks_change_neither_values_nor_gradients(chunk, tolerance):
+  s = small()
+  weight_BL = jnp.asarray(np.random.default_rng(2).normal(size=(B, L)))
+
+  def total(params, chunk):
+    loss_BL, log_z_BL = token_losses(s.model, params, s.spectrum, s.batch, chunk=chunk)
+    return jnp.sum(weight_BL * (loss_BL + 0.1 * log_z_BL**2)), (loss_BL, log_z_BL)
+
+  run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
+  for ours, theirs in zip(
+    jax.tree.leaves(run(s.params, chunk)), jax.tree.leaves(run(s.params, B * L)), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, atol=tolerance(B * L))
+
+
+def test_the_logits_of_a_whole_batch_never_exist_at_once():
+  s = small()
+  largest = lambda chunk: max(
+    np.prod(shape) for shape in shapes(
+      jax.make_jaxpr(
+        jax.grad(lambda p: token_losses(s.model, p, s.spectrum, s.batch, chunk=chunk)[0].sum())
+      )(s.params).jaxpr
+    ) if shape[-1:] == (V,) and len(shape) > 2
+  )
+  assert largest(2 * 4) == B * 4 * V
+  assert largest(1000) == B * L * V
+
+
+def shapes(jaxpr):
+  """Shapes of all arrays of a program, those of its inner programs included."""
+  for equation in jaxpr.eqns:
+    yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, 'shape'))
+    for inner in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+    ):
+      inner = getattr(inner, 'jaxpr', inner)
+      if hasattr(inner, 'eqns'):
+        yield from shapes(inner)
+
+
+def test_without_segments_every_target_counts():
+  s = small()
+  loss_BL, _ = token_losses(s.model, s.params, s.spectrum, {**s.batch, 'segments': None})
+  assert (np.asarray(loss_BL) > 0).all()
