@@ -67,13 +67,14 @@ def test_chunks_change_neither_values_nor_gradients(chunk, tolerance):
 
 def test_the_logits_of_a_whole_batch_never_exist_at_once():
   s = small()
-  largest = lambda chunk: max(
-    np.prod(shape) for shape in shapes(
-      jax.make_jaxpr(
-        jax.grad(lambda p: token_losses(s.model, p, s.spectrum, s.batch, chunk=chunk)[0].sum())
-      )(s.params).jaxpr
-    ) if shape[-1:] == (V,) and len(shape) > 2
-  )
+  def largest(chunk):
+    return max(
+      np.prod(shape) for shape in shapes(
+        jax.make_jaxpr(
+          jax.grad(lambda p: token_losses(s.model, p, s.spectrum, s.batch, chunk=chunk)[0].sum())
+        )(s.params).jaxpr
+      ) if shape[-1:] == (V,) and len(shape) > 2
+    )
   assert largest(2 * 4) == B * 4 * V
   assert largest(1000) == B * L * V
 

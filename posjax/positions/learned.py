@@ -36,7 +36,8 @@ class Learned(Scheme):
     return {'table_LD': self.deviation * jax.random.normal(key, shape)}
 
   def capacity(self, spectrum, dims):
-    return (self.length or dims.length) / float(spectrum.rate)
+    # Rounded: a factor of 93 is a rate of 1 / 93, and 1 / (1 / 93) is 92.99999999999999.
+    return round((self.length or dims.length) / float(spectrum.rate), 6)
 
   def embed(self, params, spectrum, x_LD, pos_L):
     table_LD = params['table_LD']

@@ -69,7 +69,8 @@ def test_the_bias_is_minus_slope_times_distance_after_scaling(rng):
   scheme = positions.make('alibi')
   pos_I, pos_J = np.array([7, 300, 301]), np.array([0, 5, 7, 299])
   s_HIJ = np.float32(rng.normal(size=(12, 3, 4)))
-  rows = lambda pos_L: Rows(index_L=jnp.arange(len(pos_L)), pos_L=jnp.asarray(pos_L))
+  def rows(pos_L):
+    return Rows(index_L=jnp.arange(len(pos_L)), pos_L=jnp.asarray(pos_L))
   got_HIJ = scheme.score(
     {}, scheme.spectrum(dims(12)), jnp.asarray(s_HIJ), Tile(rows(pos_I), rows(pos_J))
   )

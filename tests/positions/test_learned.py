@@ -53,7 +53,8 @@ def test_a_position_past_the_table_is_not_a_number_instead_of_the_last_row(facto
 
 
 def test_the_table_has_the_training_length_or_the_one_given():
-  table = lambda **settings: positions.make('learned', **settings).init(jax.random.key(0), DIMS)
+  def table(**settings):
+    return positions.make('learned', **settings).init(jax.random.key(0), DIMS)
   assert table()['table_LD'].shape == (8, 6)
   assert table(length=100)['table_LD'].shape == (100, 6)
   assert table()['table_LD'].dtype == jnp.float32
@@ -70,7 +71,7 @@ def test_gradients_go_to_the_rows_that_were_read():
   np.testing.assert_array_equal(grad['table_LD'][:, 0], [0, 2, 0, 0, 0, 0, 0, 1])
 
 
-@pytest.mark.parametrize('factor', [1, 2, 3, 7, 49, 1.5, 1.1])
+@pytest.mark.parametrize('factor', [1, 2, 3, 93, 1.5, 1.1, 23.2])
 def test_lengths_past_the_table_are_refused_before_anything_runs(factor):
   model = Decoder(
     scheme=positions.make('learned', length=10), length=8, vocabulary=5, width=6, layers=1, heads=1,

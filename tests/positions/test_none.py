@@ -18,5 +18,6 @@ def test_there_is_nothing_to_learn_extend_or_set():
 
 def test_no_hook_is_touched_so_that_fused_kernels_run_it():
   scheme = positions.make('none')
-  assert vars(type(scheme)).keys().isdisjoint({'embed', 'query', 'key', 'features', 'score', 'columns'})
+  hooks = {'embed', 'query', 'key', 'features', 'score', 'columns'}
+  assert vars(type(scheme)).keys().isdisjoint(hooks)
   assert not scheme.scores

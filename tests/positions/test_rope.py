@@ -9,7 +9,7 @@ EPS = np.finfo(np.float32).eps
 
 
 def score(q_K, k_K, m, n, theta):
-  """Su et al. 2021, eq. 16 with the half-split pairs of GPT-NeoX: float64, a matrix per position."""
+  """Su et al. 2021, eq. 16 with half-split pairs: float64, a matrix per position."""
   K = len(q_K)
 
   def rotation(pos):
@@ -47,7 +47,8 @@ def test_scores_are_those_of_the_papers_rotation_matrices(rng, theta):
 
 def test_scores_depend_on_the_distance_alone(rng):
   q_LHK, k_LGK = np.float32(rng.normal(size=(1, 2, 8))), np.float32(rng.normal(size=(1, 1, 8)))
-  repeat = lambda x: np.repeat(x, 12, axis=0)
+  def repeat(x):
+    return np.repeat(x, 12, axis=0)
   for offset in (0, 1000):
     s_HIJ = scores(positions.make('rope'), repeat(q_LHK), repeat(k_LGK), offset + np.arange(12))
     bound = 4 * EPS * (12 + offset) * np.linalg.norm(q_LHK, axis=-1).max() * np.linalg.norm(k_LGK)
