@@ -97,12 +97,14 @@ class Tile:
 def spread(bias_HN: Array, I: int, J: int) -> Array:
   """bias_HIJ[h, i, j] = bias_HN[h, I - 1 - i + j]: one value per diagonal, and no gather.
 
-  Rows of N + 1 values, read as rows of N, slip by one per row: the pattern of diagonals.
+  Rows of M values, read as rows of M - 1, slip by one per row: the pattern of diagonals. M is a
+  power of two, so that the compiled index arithmetic has shifts in place of divisions.
   """
   H, N = bias_HN.shape
-  rows_HIM = jnp.broadcast_to(jnp.pad(bias_HN, [(0, 0), (0, 1)])[:, None], (H, I, N + 1))
-  flat_HX = rows_HIM.reshape(H, I * (N + 1))
-  return flat_HX[:, I - 1 : I - 1 + I * N].reshape(H, I, N)[:, :, :J]
+  M = 1 << N.bit_length()  # above N
+  rows_HIM = jnp.broadcast_to(jnp.pad(bias_HN, [(0, 0), (0, M - N)])[:, None], (H, I, M))
+  flat_HX = rows_HIM.reshape(H, I * M)[:, I - 1 : I - 1 + I * (M - 1)]
+  return flat_HX.reshape(H, I, M - 1)[:, :, :J]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
