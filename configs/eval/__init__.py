@@ -1,0 +1,1 @@
+"""What eval.py runs. Each file returns a ConfigDict; every key is described in base.py."""

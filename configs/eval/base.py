@@ -1,0 +1,48 @@
+"""Every key of an evaluation, with its unit and its reason. Others state only what they change.
+
+Every length and every recipe scores the same targets: the first span x longest length of each
+document. Cost: about `overlap` x `tokens` tokens through the model, per length and recipe.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """The unextended model at the length it was trained at.
+
+  Args:
+    variant: '' for the evaluation itself, 'smoke' for the same code path in seconds.
+  """
+  config = ConfigDict()
+
+  config.name = 'base'  # of the files in the run directory; another name keeps them apart
+
+  # Lengths, as multiples of the length trained at, which itself is always among them.
+  config.multiples = (1,)
+
+  # Context extensions: functions of posjax/extension.py and their keywords. A recipe that sets no
+  # `factor` takes the one that fits each length: max(1, length / trained length).
+  config.recipes = ({'name': 'none'},)
+
+  config.span = 2  # targets of each document, in longest lengths; with 1 the longest window would
+  # have nowhere to slide. Documents with fewer are left out, and counted
+  config.overlap = 2  # sliding windows that see each token: the stride is length / overlap. With 2,
+  # the targets have half a window of context at least, and every second window serves both ways
+  config.tokens = 65536  # targets to score, per length and recipe; they decide how many documents
+  config.batch_tokens = 8192  # tokens of a batch, at every length; memory grows with it
+
+  config.samples = 1000  # of the bootstrap; more would steady the third digit of an interval
+  config.seed = 0  # of the bootstrap; the same documents are drawn for all that is compared
+
+  return experiment(config, variant)
+
+
+def experiment(config: ConfigDict, variant: str) -> ConfigDict:
+  """Returns the variant of `config` asked for. Raises ValueError for an unknown one."""
+  if variant not in ('', 'smoke'):
+    raise ValueError(f"No variant '{variant}' of this evaluation. Use --eval=FILE or FILE:smoke.")
+  if variant == 'smoke':
+    config.tokens = 1024
+    config.batch_tokens = 256
+    config.samples = 100
+  return config

@@ -1,0 +1,123 @@
+"""Evaluation by length and by recipe of extension: which context helps, and from where on it hurts.
+
+One promise: what is compared is compared on the same target tokens. Every length and every recipe
+scores the first N targets of the same documents; documents too short for that are left out for all
+of them, and counted.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from posjax.evaluation.bootstrap import resample
+from posjax.evaluation.gain import gains
+from posjax.evaluation.perplexity import score, tabulate
+from posjax.evaluation.position import curves
+from posjax.evaluation.windows import contexts, sliding
+
+
+class Documents(Protocol):
+  """What is evaluated on: int32 tokens of each document, the first of which is bos."""
+
+  bytes_per_token: float
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+def evaluate(
+    losses: Callable, spectrum_of: Callable[[dict, int], Any], documents: Documents,
+    config: ConfigDict, *, trained_length: int, facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Measures every recipe of `config` (configs/eval/base.py) at every length.
+
+  Args:
+    losses: (spectrum, batch) -> loss_BL, nats per target. One batch shape per length: jitted, it
+      compiles once per length, however many recipes there are.
+    spectrum_of: (recipe, length) -> spectrum. Raises ValueError where an extension makes no sense
+      for the scheme; so may `losses`, where a length does not. Both are reported, not fatal.
+    trained_length: tokens; the short context of the gain, and the length that factors refer to.
+    facts: what the report should say about the run: scheme, revision, command, device, date.
+
+  Returns plain data, ready for JSON (losses in nats per token, intervals 95 % over documents):
+    rows: one per length, recipe and estimator: perplexity.tabulate.
+    positions: per recipe, loss by tokens of context, at the longest length it accepts.
+    gains: per recipe and length, the nats that it saves against the trained length.
+    refused: recipe, length, reason.
+    and what was measured on: name, recipes, trained_length, lengths, overlap, documents,
+    short_documents, targets (of each document), tokens (of all), bytes_per_token, seconds, facts.
+
+  Raises ValueError if no document is long enough, or if every recipe is refused.
+  """
+  began = time.monotonic()
+  lengths = sorted({trained_length, *(round(m * trained_length) for m in config.multiples)})
+  stride = {length: max(1, length // config.overlap) for length in lengths}
+  token_DT, short = choose(documents, targets=round(config.span * lengths[-1]),
+                           tokens=config.tokens)
+  D, N = token_DT.shape[0], token_DT.shape[1] - 1
+
+  scored, factor, refused = {}, {}, []
+  for length in lengths:
+    for recipe in map(dict, config.recipes):
+      at, name = at_length(recipe, length, trained_length), label(recipe)
+      try:
+        loss_DN = score(losses, spectrum_of(at, length), token_DT, length=length,
+                        stride=stride[length], batch_tokens=config.batch_tokens)
+      except ValueError as error:
+        refused.append({'length': length, 'recipe': name, 'reason': str(error)})
+        continue
+      scored[length, name], factor[length, name] = loss_DN, at.get('factor')
+      logging.info('%s at %d tokens: %.4f nats', name, length, loss_DN['sliding'].mean())
+  if not scored:
+    reasons = ' '.join(dict.fromkeys(r['reason'] for r in refused))
+    raise ValueError(f'The model refuses all of {[label(r) for r in config.recipes]}: {reasons} '
+                     "Evaluate with --eval=configs/eval/lengths.py, whose only recipe is 'none'.")
+
+  # Gains are measured on the targets that even the longest windows show with full context.
+  longest, step = lengths[-1], stride[lengths[-1]]
+  full_N = contexts(sliding(N, longest, step)) > longest - step
+  weight_SD = resample(D, config.samples, config.seed)
+  return {
+      'name': config.name, 'recipes': [label(dict(r)) for r in config.recipes],
+      'trained_length': trained_length, 'lengths': lengths, 'overlap': config.overlap,
+      'documents': D, 'short_documents': short, 'targets': N, 'tokens': D * N,
+      'bytes_per_token': float(documents.bytes_per_token),
+      'rows': tabulate(scored, factor, weight_SD, documents.bytes_per_token),
+      'positions': curves(scored, weight_SD, trained_length),
+      'gains': gains(scored, full_N, weight_SD, trained_length),
+      'refused': refused, 'seconds': time.monotonic() - began, 'facts': dict(facts or {})}
+def choose(documents: Documents, *, targets: int, tokens: int) -> tuple[np.ndarray, int]:
+  """Returns token_DT, the first targets + 1 tokens of the documents, and how many are too short.
+
+  As many documents as `tokens` targets pay for, at least two (for an interval), evenly spaced among
+  those long enough, since neighbours in a data set tend to be alike.
+
+  Raises ValueError if no document has `targets` targets.
+  """
+  sizes = [len(documents[i]) for i in range(len(documents))]
+  enough = [i for i, size in enumerate(sizes) if size > targets]
+  if not enough:
+    raise ValueError(
+        f'Of {len(sizes)} documents none has the {targets + 1} tokens that the longest length asks '
+        f'for; the longest has {max(sizes, default=0)}. Evaluate on longer documents, or lower '
+        '`multiples` or `span` in the evaluation config.')
+  count = min(len(enough), max(2, tokens // targets))
+  chosen = [enough[i * len(enough) // count] for i in range(count)]
+  return np.stack([documents[i][: targets + 1] for i in chosen]), len(sizes) - len(enough)
+
+
+def at_length(recipe: dict, length: int, trained_length: int) -> dict:
+  """A recipe without a factor takes the one that fits: max(1, length / trained length)."""
+  if recipe['name'] == 'none' or 'factor' in recipe:
+    return recipe
+  return {**recipe, 'factor': max(1.0, length / trained_length)}
+
+
+def label(recipe: dict) -> str:
+  """What a reader calls a recipe: 'yarn', or 'yarn factor=8' if it sets keywords."""
+  return ' '.join([recipe['name'], *(f'{k}={v}' for k, v in recipe.items() if k != 'name')])
