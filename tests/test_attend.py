@@ -1,0 +1,378 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posjax.attend import FORMS, Logits, Mask, Rows, Tile, attend, choose, dense, tiled
+from posjax.attend.fused import splash
+from posjax.attend.rows import spread
+
+K, V = 4, 3
+
+
+def by_definition(q_LHK, k_LGK, v_LGV, query, key, scale, temperature=1.0, window=None, bias=None):
+  """Causal attention in float64, one pair of tokens after the other; bias(h, i, j) in logits."""
+  (Lq, H, _), (Lk, G, _) = q_LHK.shape, k_LGK.shape
+  q_LHK, k_LGK, v_LGV = np.float64(q_LHK), np.float64(k_LGK), np.float64(v_LGV)
+  out_LHV = np.zeros((Lq, H, v_LGV.shape[-1]))
+  for i in range(Lq):
+    for h in range(H):
+      g, logit = h // (H // G), {}
+      for j in range(Lk):
+        back = int(query.index_L[i]) - int(key.index_L[j])
+        if back < 0 or (window is not None and back >= window):
+          continue
+        if query.segment_L is not None and query.segment_L[i] != key.segment_L[j]:
+          continue
+        s = scale * (q_LHK[i, h] @ k_LGK[j, g]) + (bias(h, i, j) if bias else 0.0)
+        logit[j] = temperature * s
+      top = max(logit.values())
+      total = sum(np.exp(s - top) for s in logit.values())
+      for j, s in logit.items():
+        out_LHV[i, h] += np.exp(s - top) / total * v_LGV[j, g]
+  return out_LHV
+
+
+def vectors(rng, L, H, G, dtype=np.float32, Lk=None):
+  shapes = (L, H, K), (Lk or L, G, K), (Lk or L, G, V)
+  return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def rows(L, start=0, segments=None, features=None, contiguous=False, pos=None):
+  index_L = start + jnp.arange(L)
+  return Rows(
+    index_L=index_L,
+    pos_L=index_L if pos is None else jnp.asarray(pos),
+    segment_L=None if segments is None else jnp.asarray(segments),
+    features_L=features,
+    contiguous=contiguous,
+  )
+
+
+def repel(slope_H, s_HIJ, tile):
+  """A learned bias by distance, curved, so that wrong distances show."""
+  return s_HIJ - tile.by_distance(lambda r_X: jnp.einsum('h,...->h...', slope_H, jnp.sqrt(abs(r_X))))
+
+
+def forget(strength, s_HIJ, tile):
+  """A bias by content, from features of queries and of keys: logit += strength (c_i - c_j)."""
+  c_IH, c_JH = tile.query.features_L['c_LH'], tile.key.features_L['c_LH']
+  return s_HIJ + strength * (c_IH.T[:, :, None] - c_JH.T[:, None, :])
+
+
+FORM = {'dense': dense, 'tiled': functools.partial(tiled, sizes=(4, 3))}
+
+
+@pytest.mark.parametrize('form', FORM)
+@pytest.mark.parametrize(('H', 'G'), [(4, 4), (4, 2), (4, 1)])
+def test_every_form_is_the_definition(rng, tolerance, form, H, G):
+  """Groups of heads, a window, documents, a temperature on the biased logit: all at once."""
+  L, scale, temperature = 13, 0.7, 1.6
+  q_LHK, k_LGK, v_LGV = vectors(rng, L, H, G)
+  slope_H = jnp.asarray(rng.normal(size=H), jnp.float32)
+  both = rows(L, segments=[1] * 6 + [2] * 5 + [0] * 2)
+  logits = Logits(scale=scale, mask=Mask(window=4), score=repel)
+  run = jax.jit(FORM[form], static_argnums=5)
+  got_LHV = run(q_LHK, k_LGK, v_LGV, both, both, logits, temperature, (slope_H,))
+  bias = lambda h, i, j: -float(slope_H[h]) * abs(i - j) ** 0.5  # noqa: E731
+  exact = functools.partial(by_definition, q_LHK, k_LGK, v_LGV, both, both, scale, temperature)
+  np.testing.assert_allclose(got_LHV, exact(4, bias), atol=tolerance(L * K))
+  for wrong in (
+    exact(5, bias),  # a window of W + 1 keys
+    exact(4, lambda h, i, j: bias(h, i, j) / temperature),  # the temperature before the bias
+    exact(None, bias),
+  ):
+    assert np.abs(got_LHV - wrong).max() > 0.01
+
+
+@pytest.mark.parametrize('form', FORM)
+def test_a_query_head_reads_the_key_head_of_its_group(form):
+  """Heads 0, 1 share key head 0 and 2, 3 share 1; not 0, 2 and 1, 3."""
+  q_LHK, k_LGK = jnp.ones((5, 4, K)), jnp.ones((5, 2, K))
+  v_LGV = jnp.broadcast_to(jnp.array([1.0, 2.0])[:, None], (5, 2, V))
+  got_LHV = FORM[form](q_LHK, k_LGK, v_LGV, rows(5), rows(5), Logits(scale=1.0))
+  np.testing.assert_allclose(got_LHV[:, :, 0], [[1, 1, 2, 2]] * 5, rtol=1e-6)
+
+
+VISIBLE = {
+  'causal': (Mask(), None, ['x....', 'xx...', 'xxx..', 'xxxx.', 'xxxxx']),
+  'everything': (Mask(causal=False), None, ['xxxxx'] * 5),
+  'window of 1': (Mask(window=1), None, ['x....', '.x...', '..x..', '...x.', '....x']),
+  'window of 2': (Mask(window=2), None, ['x....', 'xx...', '.xx..', '..xx.', '...xx']),
+  'documents': (Mask(), [1, 1, 2, 2, 0], ['x....', 'xx...', '..x..', '..xx.', '....x']),
+  'both': (Mask(window=2), [1, 1, 1, 2, 2], ['x....', 'xx...', '.xx..', '...x.', '...xx']),
+  'documents, not causal': (Mask(causal=False), [1, 1, 2, 2, 2], ['xx...'] * 2 + ['..xxx'] * 3),
+}
+
+
+@pytest.mark.parametrize('case', VISIBLE)
+def test_a_query_sees_exactly_these_keys(case):
+  mask, segments, picture = VISIBLE[case]
+  both = rows(5, segments=segments)
+  expected_IJ = np.array([[c == 'x' for c in line] for line in picture])
+  np.testing.assert_array_equal(mask.visible(Tile(both, both)), expected_IJ)
+  # What is seen has weight: with equal logits, 1 / (number of keys seen).
+  ones, v_LGV = jnp.ones((5, 1, K)), jnp.eye(5)[:, None]
+  for form in FORM.values():
+    p_IJ = form(ones, ones, v_LGV, both, both, Logits(scale=1.0, mask=mask))[:, 0]
+    np.testing.assert_allclose(p_IJ, expected_IJ / expected_IJ.sum(1, keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize('mask', [Mask(), Mask(window=6), Mask(window=1), Mask(causal=False)])
+@pytest.mark.parametrize('sizes', [(4, 3), (3, 5)])
+def test_tiles_out_of_sight_are_not_visited_and_those_in_sight_are(mask, sizes):
+  (I, J), L = sizes, 30
+  everything = rows(L)
+  visible_IJ = np.asarray(mask.visible(Tile(everything, everything)))
+  for i in range(L // I):
+    low, high = mask.key_tiles(everything.cut(i * I, I), J, L // J)
+    seen = [visible_IJ[i * I : i * I + I, j * J : j * J + J].any() for j in range(L // J)]
+    np.testing.assert_array_equal(np.flatnonzero(seen), np.arange(int(low), int(high)))
+
+
+@pytest.mark.parametrize(
+  ('settings', 'text'),
+  [
+    ({'window': 0}, 'window of 0 keys leaves a query nothing to see'),
+    ({'window': 3, 'causal': False}, 'defined for causal attention only'),
+  ],
+)
+def test_masks_that_mean_nothing_are_refused(settings, text):
+  with pytest.raises(ValueError, match=text):
+    Mask(**settings)
+
+
+@functools.cache
+def gradients(form, Lq, Lk, start, sizes, window, contiguous, segmented, H=2, G=1):
+  """Output and all gradients of a form with a score that has parameters and features."""
+  rng = np.random.default_rng(7)
+  q_LHK, k_LGK, v_LGV = vectors(rng, Lq, H, G, Lk=Lk)
+  c_LH = jnp.asarray(np.cumsum(rng.normal(size=(Lk, H)), 0), jnp.float32)
+  weight_LHV = jnp.asarray(rng.normal(size=(Lq, H, V)), jnp.float32)
+  segment_L = np.sort(rng.integers(3, size=Lk)) if segmented else None
+
+  def score(slope_H, strength, s_HIJ, tile):
+    return forget(strength, repel(slope_H, s_HIJ, tile), tile)
+
+  logits = Logits(scale=0.5, mask=Mask(window=window), score=score)
+  operator = dense if form == 'dense' else functools.partial(tiled, sizes=sizes)
+
+  def total(q_LHK, k_LGK, v_LGV, cq_LH, ck_LH, temperature, operands):
+    query = rows(
+      Lq, start, None if segment_L is None else segment_L[start : start + Lq], {'c_LH': cq_LH}, contiguous
+    )
+    key = rows(Lk, 0, segment_L, {'c_LH': ck_LH}, contiguous)
+    out_LHV = operator(q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands)
+    return jnp.sum(out_LHV * weight_LHV), out_LHV
+
+  arguments = (
+    q_LHK, k_LGK, v_LGV, c_LH[start : start + Lq], c_LH, jnp.float32(1.3),
+    (jnp.asarray(rng.normal(size=H), jnp.float32), jnp.float32(0.8)),
+  )  # fmt: skip
+  (_, out_LHV), grads = jax.jit(jax.value_and_grad(total, range(7), has_aux=True))(*arguments)
+  return out_LHV, grads
+
+
+CASES = {
+  'one token': (1, 1, 0, (1, 1), None, True, False),
+  'two tokens': (2, 2, 0, (64, 128), None, True, False),
+  'one short of a tile': (127, 127, 0, (64, 128), None, True, False),
+  'one more than a tile': (129, 129, 0, (64, 128), None, True, True),
+  'tiles that do not divide': (23, 23, 0, (5, 7), None, True, True),
+  'wide tiles of queries': (23, 23, 0, (16, 3), None, False, False),
+  'a window': (23, 23, 0, (4, 3), 5, True, True),
+  'a window of one': (23, 23, 0, (4, 5), 1, False, False),
+  'a window longer than the row': (23, 23, 0, (4, 5), 100, True, False),
+  'the last queries of a row': (6, 23, 17, (4, 5), None, True, True),
+  'the last query of a row, windowed': (1, 23, 22, (4, 5), 9, True, False),
+  'queries from the middle': (6, 23, 9, (4, 5), 4, False, True),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_tiled_equals_dense_in_values_and_gradients(case, tolerance):
+  """To queries, keys, values, features of both, temperature and parameters of the score."""
+  Lq, Lk, start, sizes, window, contiguous, segmented = CASES[case]
+  ours = gradients('tiled', Lq, Lk, start, sizes, window, contiguous, segmented)
+  theirs = gradients('dense', Lq, Lk, start, None, window, False, segmented)
+  for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    size = max(1, float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(got, expected, atol=size * tolerance(Lk))
+  if Lk > 1:
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(theirs)) or window == 1
+
+
+def test_bfloat16_vectors_have_float32_logits_in_both_forms(rng, tolerance):
+  L, seen = 40, []
+  q_LHK, k_LGK, v_LGV = vectors(rng, L, 2, 1, jnp.bfloat16)
+
+  def watch(s_HIJ, tile):
+    seen.append(s_HIJ.dtype)
+    return s_HIJ
+
+  exact_LHV = by_definition(q_LHK, k_LGK, v_LGV, rows(L), rows(L), 1.0)
+  for form in FORM.values():
+    got_LHV = form(q_LHK, k_LGK, v_LGV, rows(L), rows(L), Logits(scale=1.0, score=watch))
+    assert got_LHV.dtype == jnp.bfloat16
+    # Weights and the result are rounded to bfloat16, a half unit each.
+    bound = float(jnp.finfo(jnp.bfloat16).eps) * np.abs(np.float64(v_LGV)).max()
+    np.testing.assert_allclose(np.float64(got_LHV), exact_LHV, atol=bound)
+  assert set(seen) == {jnp.dtype('float32')}
+
+
+def test_large_logits_neither_overflow_nor_vanish(rng, tolerance):
+  """Logits of some thousands, of both signs, across tiles: only their differences matter."""
+  q_LHK, k_LGK, v_LGV = vectors(rng, 12, 1, 1)
+  for shift in (-5e3, 5e3):
+    k_LGK = k_LGK.at[..., 0].set(shift)
+    q_LHK = q_LHK.at[..., 0].set(1.0)
+    exact_LHV = by_definition(q_LHK, k_LGK, v_LGV, rows(12), rows(12), 1.0)
+    for form in FORM.values():
+      got_LHV = form(q_LHK, k_LGK, v_LGV, rows(12), rows(12), Logits(scale=1.0))
+      np.testing.assert_allclose(got_LHV, exact_LHV, atol=5e3 * tolerance(K))
+
+
+@pytest.mark.parametrize(('I', 'J'), [(1, 1), (3, 5), (5, 3), (4, 1), (1, 4)])
+def test_a_value_per_diagonal_is_spread_over_the_tile_and_summed_back(rng, I, J):
+  bias_HN = np.float32(rng.normal(size=(2, I + J - 1)))
+  g_HIJ = np.float32(rng.normal(size=(2, I, J)))
+  got_HIJ, pull = jax.vjp(lambda x: spread(x, I, J), jnp.asarray(bias_HN))
+  sums_HN = np.zeros(bias_HN.shape)
+  for h, i, j in np.ndindex(2, I, J):
+    assert got_HIJ[h, i, j] == bias_HN[h, I - 1 - i + j]
+    sums_HN[h, I - 1 - i + j] += g_HIJ[h, i, j]
+  np.testing.assert_allclose(pull(jnp.asarray(g_HIJ))[0], sums_HN, atol=1e-5)
+
+
+def test_positions_that_skip_are_seen_by_a_bias_unless_they_were_promised_not_to(rng):
+  q_LHK, k_LGK, v_LGV = vectors(rng, 9, 1, 1)
+  slope_H, pos_L = jnp.array([0.7]), np.arange(9) ** 2
+  logits = Logits(scale=1.0, score=repel)
+  bias = lambda h, i, j: -0.7 * abs(pos_L[i] - pos_L[j]) ** 0.5  # noqa: E731
+  exact_LHV = by_definition(q_LHK, k_LGK, v_LGV, rows(9), rows(9), 1.0, bias=bias)
+  for form in FORM.values():
+    run = functools.partial(form, q_LHK, k_LGK, v_LGV)
+    skips, promised = rows(9, pos=pos_L), rows(9, pos=pos_L, contiguous=True)
+    np.testing.assert_allclose(run(skips, skips, logits, 1.0, (slope_H,)), exact_LHV, atol=1e-5)
+    wrong_LHV = run(promised, promised, logits, 1.0, (slope_H,))
+    assert np.abs(wrong_LHV - exact_LHV).max() > 0.01
+
+
+@pytest.mark.parametrize('form', ['dense', 'tiled'])
+def test_rows_of_a_batch_are_attended_one_by_one(rng, form):
+  q_BLHK, k_BLGK, v_BLGV = (
+    jnp.stack(pair) for pair in zip(vectors(rng, 9, 2, 1), vectors(rng, 9, 2, 1), strict=True)
+  )
+  segment_BL = jnp.asarray([[1] * 9, [1] * 4 + [2] * 5])
+  pos_BL = jnp.asarray([[*range(9)], [*range(4), *range(5)]])
+  logits = Logits(scale=0.5, score=repel)
+  slope_H = jnp.array([0.3, 0.6])
+  batch = Rows(index_L=jnp.arange(9), pos_L=pos_BL, segment_L=segment_BL)
+  got_BLHV = attend(
+    q_BLHK, k_BLGK, v_BLGV, batch, batch, logits, 1.2, (slope_H,), form
+  )
+  for b in range(2):
+    row = rows(9, segments=segment_BL[b], pos=pos_BL[b])
+    alone_LHV = dense(q_BLHK[b], k_BLGK[b], v_BLGV[b], row, row, logits, 1.2, (slope_H,))
+    np.testing.assert_allclose(got_BLHV[b], alone_LHV, atol=1e-6)
+
+
+PLAIN = {
+  'scores': False, 'factorises': False, 'packed': False, 'length': 256, 'dtype': jnp.bfloat16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('platform', 'changes', 'form', 'why'),
+  [
+    ('cpu', {}, 'tiled', 'no fused kernel on cpu'),
+    ('gpu', {}, 'cudnn', 'fused kernel of gpu'),
+    ('gpu', {'dtype': jnp.float32}, 'tiled', 'not cudnn: it takes bfloat16 or float16, not float32'),
+    ('gpu', {'packed': True}, 'tiled', 'not cudnn: it takes packed documents only as'),
+    ('gpu', {'scores': True}, 'tiled', 'not cudnn: the scheme changes logits'),
+    ('gpu', {'scores': True, 'factorises': True}, 'cudnn', 'bias as columns'),
+    ('tpu', {}, 'splash', 'fused kernel of tpu'),
+    ('tpu', {'dtype': jnp.float32}, 'splash', 'fused kernel of tpu'),
+    ('tpu', {'packed': True}, 'splash', 'fused kernel of tpu'),
+    ('tpu', {'length': 200}, 'tiled', 'multiples of 128, not 200'),
+    ('tpu', {'scores': True}, 'tiled', 'not splash: the scheme changes logits'),
+    ('tpu', {'scores': True, 'factorises': True}, 'splash', 'bias as columns'),
+  ],
+)
+def test_the_form_follows_from_platform_type_and_scheme(platform, changes, form, why):
+  choice = choose('auto', platform=platform, **{**PLAIN, **changes})
+  assert choice.form == form
+  assert why in choice.why
+  assert choice.fused == (form in ('cudnn', 'splash'))
+
+
+@pytest.mark.parametrize(
+  ('form', 'platform', 'changes', 'text'),
+  [
+    ('cudnn', 'cpu', {}, 'needs an NVIDIA GPU, and this is cpu. Use .auto'),
+    ('cudnn', 'gpu', {'packed': True}, 'packed documents'),
+    ('cudnn', 'gpu', {'scores': True}, 'no column can carry'),
+    ('cudnn', 'gpu', {'dtype': jnp.float32}, 'bfloat16 or float16'),
+    ('splash', 'gpu', {}, 'needs a TPU, and this is gpu'),
+    ('splash', 'tpu', {'length': 100}, 'multiples of 128, not 100'),
+    ('flash', 'gpu', {}, "No attention form 'flash'.*auto, dense, tiled, cudnn, splash"),
+  ],
+)
+def test_a_form_that_cannot_run_is_refused_with_the_reason(form, platform, changes, text):
+  with pytest.raises(ValueError, match=text):
+    choose(form, platform=platform, **{**PLAIN, **changes})
+
+
+@pytest.mark.parametrize('form', ['dense', 'tiled'])
+def test_a_form_that_was_asked_for_is_taken(form):
+  assert choose(form, platform='gpu', **PLAIN).form == form
+
+
+def test_a_fused_form_refuses_a_score(rng):
+  q_BLHK, k_BLGK, v_BLGV = (x[None] for x in vectors(rng, 8, 1, 1))
+  batch = Rows(index_L=jnp.arange(8), pos_L=jnp.arange(8)[None])
+  for form in FORMS[2:]:
+    with pytest.raises(ValueError, match=f"'{form}' cannot run a score"):
+      attend(
+        q_BLHK, k_BLGK, v_BLGV, batch, batch, Logits(scale=1.0, score=repel), form=form
+      )
+
+
+@pytest.mark.parametrize(
+  ('window', 'segmented', 'causal'),
+  [(None, False, True), (5, True, True), (None, False, False), (128, False, True)],
+)
+def test_splash_equals_dense_in_values_and_gradients(rng, window, segmented, causal, tolerance):
+  """Its program, interpreted: scale, groups of heads, windows, documents, widths it must fill."""
+  L, H, G = 256, 4, 2
+  q_BLHK, k_BLGK, v_BLGV = (x[None] for x in vectors(rng, L, H, G))
+  w_BLHV = jnp.asarray(rng.normal(size=(1, L, H, V)), jnp.float32)
+  segment_BL = jnp.asarray(np.repeat([1, 2, 3, 0], L // 4))[None] if segmented else None
+  batch = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L)[None], segment_L=segment_BL)
+  logits = Logits(scale=0.6, mask=Mask(causal=causal, window=window))
+
+  def total(form, q_BLHK, k_BLGK, v_BLGV):
+    if form == 'dense':
+      out_BLHV = attend(q_BLHK, k_BLGK, v_BLGV, batch, batch, logits, form='dense')
+    else:
+      out_BLHV = splash(q_BLHK, k_BLGK, v_BLGV, batch, logits, interpret=True)
+    return jnp.sum(out_BLHV * w_BLHV), out_BLHV
+
+  run = jax.jit(jax.value_and_grad(total, (1, 2, 3), has_aux=True), static_argnums=0)
+  (_, got_BLHV), got = run('splash', q_BLHK, k_BLGK, v_BLGV)
+  (_, expected_BLHV), expected = run('dense', q_BLHK, k_BLGK, v_BLGV)
+  np.testing.assert_allclose(got_BLHV, expected_BLHV, atol=tolerance(L))
+  for ours, theirs in zip(got, expected, strict=True):
+    size = max(1, float(jnp.abs(theirs).max()))
+    np.testing.assert_allclose(ours, theirs, atol=size * tolerance(L))
+
+
+def test_rows_grow_by_rows_that_nobody_sees():
+  grown = rows(3, features=jnp.ones((3, 2))).padded(5)
+  np.testing.assert_array_equal(grown.index_L, [0, 1, 2, 3, 4])
+  np.testing.assert_array_equal(grown.segment_L, [0, 0, 0, -1, -1])
+  assert grown.features_L.shape == (5, 2)
+  visible_IJ = np.asarray(Mask(causal=False).visible(Tile(grown, grown)))
+  assert not visible_IJ[:3, 3:].any()
