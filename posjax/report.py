@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,20 +20,42 @@ INK, GREY = '#1b2733', '#8a94a0'  # INK becomes the page's text colour in the HT
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 MARKERS = 'osD^vP'
 STYLE = {
-    'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-    'axes.titlepad': 10, 'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': GREY,
-    'xtick.color': GREY, 'ytick.color': GREY, 'xtick.labelcolor': INK, 'ytick.labelcolor': INK,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.grid.axis': 'y',
-    'axes.axisbelow': True, 'grid.color': GREY, 'grid.alpha': 0.25, 'grid.linewidth': 0.8,
-    'lines.linewidth': 1.8, 'lines.markersize': 5, 'legend.frameon': False, 'legend.fontsize': 9,
-    'figure.figsize': (6.4, 3.7), 'figure.dpi': 100, 'savefig.dpi': 200,
-    'svg.hashsalt': 'posjax',  # the same numbers give the same file
+  'font.size': 10,
+  'axes.titlesize': 11,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.titlepad': 10,
+  'text.color': INK,
+  'axes.labelcolor': INK,
+  'axes.edgecolor': GREY,
+  'xtick.color': GREY,
+  'ytick.color': GREY,
+  'xtick.labelcolor': INK,
+  'ytick.labelcolor': INK,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.grid': True,
+  'axes.grid.axis': 'y',
+  'axes.axisbelow': True,
+  'grid.color': GREY,
+  'grid.alpha': 0.25,
+  'grid.linewidth': 0.8,
+  'lines.linewidth': 1.8,
+  'lines.markersize': 5,
+  'legend.frameon': False,
+  'legend.fontsize': 9,
+  'figure.figsize': (5.6, 3.5),
+  'figure.dpi': 100,
+  'savefig.dpi': 200,
+  'svg.hashsalt': 'posjax',  # the same numbers give the same file
 }
 
 
 def write(
-    workdir: str | Path, results: Mapping[str, Any] | None, metrics: list[Mapping[str, Any]],
-    config: Any,
+  workdir: str | Path,
+  results: Mapping[str, Any] | None,
+  metrics: list[Mapping[str, Any]],
+  config: Any,
 ) -> Path:
   """Writes everything a person wants to see of a run, and returns the page's path.
 
@@ -51,11 +74,10 @@ def write(
   pictures = {}
   with matplotlib.rc_context(STYLE):
     for evaluation in evaluations:
-      for kind, plot in (('lengths', plot_lengths), ('positions', plot_positions),
-                         ('gains', plot_gains)):
+      name = evaluation['name']
+      for kind, plot in PLOTS.items():
         if figure := plot(evaluation):
-          pictures[evaluation['name'], kind] = save(
-              figure, folder / f'{evaluation["name"]}-{kind}.png')
+          pictures[name, kind] = save(figure, folder / f'{name}-{kind}.png')
     if figure := plot_training(metrics):
       pictures['training'] = save(figure, workdir / 'training.png')
   path = workdir / 'report.html'
@@ -65,14 +87,15 @@ def write(
 
 # --- table ----------------------------------------------------------------------------------------
 
-HEADER = ('length', 'recipe', 'loss', '95 % interval', 'perplexity', 'bits/byte', 'gain',
-          'no overlap')
+HEADER = (
+  'length', 'recipe', 'loss', '95 % interval', 'perplexity', 'bits/byte', 'gain', 'no overlap'
+)  # fmt: skip
 
 
 def cells(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the lines of the table under HEADER, as text: one per length and recipe."""
   by = {(r['estimator'], r['length'], r['recipe']): r for r in results['rows']}
-  gains = {(g['length'], g['recipe']): f'{g["gain"]:+.4f}' for g in results['gains']}
+  gains = {(g['length'], g['recipe']): f'{g["mean"]:+.4f}' for g in results['gains']}
   lines = []
   for length in results['lengths']:
     size = f'trained {length}' if length == results['trained_length'] else str(length)
@@ -83,32 +106,44 @@ def cells(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
         continue
       star = '*' if row['best'] and len(results['recipes']) > 1 else ''
       around = '' if row['low'] is None else f'{row["low"]:.3f} to {row["high"]:.3f}'
-      lines.append((
-          size, recipe, f'{star}{row["loss"]:.4f}', around, f'{row["perplexity"]:.3f}',
-          f'{row["bits_per_byte"]:.4f}', gains.get((length, recipe), ''),
-          f'{by["non-overlapping", length, recipe]["loss"]:.4f}'))
+      lines.append(
+        (
+          size,
+          recipe,
+          f'{star}{row["loss"]:.4f}',
+          around,
+          f'{row["perplexity"]:.3f}',
+          f'{row["bits_per_byte"]:.4f}',
+          gains.get((length, recipe), ''),
+          f'{by["non-overlapping", length, recipe]["loss"]:.4f}',
+        )
+      )
   return lines
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
   """Returns what a reader must know to believe the table, and why recipes were refused."""
   said = [
-      f'Loss in nats per token over {results["tokens"]:,} targets: the first '
-      f'{results["targets"]:,} of each of {results["documents"]} documents, the same for every '
-      f'length and recipe. {results["short_documents"]} documents are too short and left out.',
-      f'Windows slide by 1/{results["overlap"]} of the length; no overlap: the loss of the same '
-      'targets in windows side by side. Intervals: bootstrap over documents.']
+    f'Loss in nats per token over {results["tokens"]:,} targets: the first '
+    f'{results["targets"]:,} of each of {results["documents"]} documents, the same for every '
+    f'length and recipe. Too short and left out: {results["short_documents"]}.',
+    f'Windows slide by 1/{results["overlap"]} of the length; no overlap: the loss of the same '
+    'targets in windows side by side. Intervals: bootstrap over documents.',
+  ]
   if results['gains']:
     said.append(
-        'Gain: nats per token that the length saves against the trained length, on the targets '
-        'that the longest windows show with full context.')
+      'Gain: nats per token that the length saves against the trained length, on the targets '
+      'that the longest windows show with full context.'
+    )
   if len(results['recipes']) > 1:
     said.append('* The best recipe of its length, and those whose paired interval reaches it.')
   where = {}
   for r in results['refused']:
     where.setdefault((r['recipe'], r['reason']), []).append(str(r['length']))
-  return said + [f'{recipe} is refused at {", ".join(lengths)}: {reason}'
-                 for (recipe, reason), lengths in where.items()]
+  return said + [
+    f'{recipe} is refused at {", ".join(lengths)}: {reason}'
+    for (recipe, reason), lengths in where.items()
+  ]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -120,9 +155,12 @@ def table(results: Mapping[str, Any]) -> str:
     if line[0] != size and (len(results['recipes']) > 1 or size == HEADER[0]):
       text.append('')  # between lengths
     size = line[0]
-    text.append('  '.join(
+    text.append(
+      '  '.join(
         cell.ljust(width) if name == 'recipe' else cell.rjust(width)
-        for name, cell, width in zip(HEADER, line, widths, strict=True)).rstrip())
+        for name, cell, width in zip(HEADER, line, widths, strict=True)
+      ).rstrip()
+    )
   return '\n'.join([*text, '', *(textwrap.fill(note, 100) for note in notes(results)), ''])
 
 
@@ -136,8 +174,7 @@ def plot_lengths(results: Mapping[str, Any]) -> Figure:
   estimators = ('sliding', 'non-overlapping') if len(results['recipes']) == 1 else ('sliding',)
   for estimator in estimators:
     for recipe in results['recipes']:
-      rows = [r for r in results['rows']
-              if r['recipe'] == recipe and r['estimator'] == estimator]
+      rows = [r for r in results['rows'] if r['recipe'] == recipe and r['estimator'] == estimator]
       if rows:
         name = recipe if len(estimators) == 1 else f'{estimator} windows'
         draw(axes, rows, 'length', 'loss', look(results, recipe, name, estimator))
@@ -148,15 +185,20 @@ def plot_gains(results: Mapping[str, Any]) -> Figure | None:
   """What each length saves against the trained one, on the same targets; None without a gain."""
   if not results['gains']:
     return None
-  figure, axes = frame('Gain of long context, on the same targets',
-                       'context length (tokens)', 'nats saved per token')
+  figure, axes = frame(
+    'Gain of long context, on the same targets', 'context length (tokens)', 'nats saved per token'
+  )
   axes.axhline(0, color=GREY, linewidth=1)
-  start = [{'length': results['trained_length'], 'gain': 0.0, 'low': 0.0, 'high': 0.0}]
+  start = [{'length': results['trained_length'], 'mean': 0.0, 'low': 0.0, 'high': 0.0}]
   mark_trained(axes, results['trained_length'], results['lengths'])
   for recipe in results['recipes']:
     gains = [g for g in results['gains'] if g['recipe'] == recipe]
     if gains:
-      draw(axes, start + gains, 'length', 'gain', look(results, recipe, recipe))
+      draw(axes, start + gains, 'length', 'mean', look(results, recipe, recipe))
+  # A recipe that breaks loses a hundred times what others gain, and may leave the frame below.
+  if any(g['mean'] > 0 for g in results['gains']):
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom=max(bottom, -2 * max(top, 0.02)))
   return finish(figure, axes)
 
 
@@ -168,14 +210,18 @@ def plot_positions(results: Mapping[str, Any]) -> Figure:
   mark_trained(axes, trained, sorted(ticks | set(results['lengths'])))
   for curve in results['positions']:
     # The first tokens of a window lose several nats in any model and would flatten the rest.
-    x_P, above_P, loss_P, low_P, high_P = (
-        np.array(curve[key], float)[np.array(curve['context']) > trained / 16]
-        for key in ('context', 'above', 'loss', 'low', 'high'))
-    x_P = np.sqrt(x_P * (above_P + 1))  # the middle of the bin, on this axis
+    bins = [b for b in curve['bins'] if b['above'] >= trained / 16]
+    x_P = [math.sqrt(b['context'] * (b['above'] + 1)) for b in bins]  # the middle on a log axis
+    mean_P, low_P, high_P = (
+      np.array([b[key] for b in bins], float) for key in ('mean', 'low', 'high')
+    )
     style = look(results, curve['recipe'], curve['recipe'])
     axes.fill_between(x_P, low_P, high_P, color=style['color'], alpha=0.12, linewidth=0)
-    axes.plot(x_P, loss_P, **{**style, 'marker': ''})
+    axes.plot(x_P, mean_P, **{**style, 'marker': ''})
   return finish(figure, axes)
+
+
+PLOTS = {'lengths': plot_lengths, 'positions': plot_positions, 'gains': plot_gains}
 
 
 def plot_training(metrics: list[Mapping[str, Any]]) -> Figure | None:
@@ -183,10 +229,12 @@ def plot_training(metrics: list[Mapping[str, Any]]) -> Figure | None:
   if not any('loss' in m for m in metrics):
     return None
   figure, axes = frame('Training', 'step', 'nats per token')
-  for key, name, colour in (('loss', 'training', COLOURS[0]),
-                            ('validation_loss', 'validation', COLOURS[1])):
+  for key, name, colour in (
+    ('loss', 'training', COLOURS[0]),
+    ('validation_loss', 'validation', COLOURS[1]),
+  ):
     if points := [(m['step'], m[key]) for m in metrics if key in m]:
-      axes.plot(*zip(*points, strict=True), color=colour, label=name)
+      axes.plot(*np.array(points, float).T, color=colour, label=name)  # null becomes a gap
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
   return finish(figure, axes)
 
@@ -204,14 +252,19 @@ def frame(title: str, x: str, y: str) -> tuple[Figure, Any]:
 def look(results: Mapping[str, Any], recipe: str, name: str, estimator: str = 'sliding') -> dict:
   """Returns a line's style: a recipe looks the same in all pictures of an evaluation."""
   i = results['recipes'].index(recipe)
-  return {'label': name, 'color': COLOURS[i % len(COLOURS)], 'marker': MARKERS[i % len(MARKERS)],
-          'linestyle': '-' if estimator == 'sliding' else '--'}
+  return {
+    'label': name,
+    'color': COLOURS[i % len(COLOURS)],
+    'marker': MARKERS[i % len(MARKERS)],
+    'linestyle': '-' if estimator == 'sliding' else '--',
+  }
 
 
 def draw(axes: Any, rows: list[Mapping], x: str, y: str, style: Mapping) -> None:
   """Draws a line through the rows, with their intervals as bars."""
-  x_P, y_P, low_P, high_P = (np.array([r[key] for r in rows], float)
-                             for key in (x, y, 'low', 'high'))
+  x_P, y_P, low_P, high_P = (
+    np.array([r[key] for r in rows], float) for key in (x, y, 'low', 'high')
+  )
   axes.plot(x_P, y_P, **style)
   axes.vlines(x_P, low_P, high_P, color=style['color'], linewidth=1, alpha=0.6)
 
@@ -228,8 +281,14 @@ def finish(figure: Figure, axes: Any) -> Figure:
   """Puts the legend between title and axes where there is more than one line to tell apart."""
   handles, _ = axes.get_legend_handles_labels()
   if len(handles) > 1:
-    axes.legend(loc='lower left', bbox_to_anchor=(-0.01, 0.99), ncols=min(len(handles), 4),
-                borderaxespad=0, handlelength=1.8, columnspacing=1.4)
+    axes.legend(
+      loc='lower left',
+      bbox_to_anchor=(-0.01, 0.99),
+      ncols=min(len(handles), 4),
+      borderaxespad=0,
+      handlelength=1.8,
+      columnspacing=1.4,
+    )
     axes.set_title(axes.get_title(loc='left'), pad=10 + 14 * -(-len(handles) // 4))
   return figure
 
@@ -238,8 +297,12 @@ def save(figure: Figure, path: Path) -> str:
   """Writes the PNG and returns the same picture as SVG in the page's own ink."""
   figure.savefig(path)
   text = io.StringIO()
-  figure.savefig(text, format='svg', transparent=True,
-                 metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
+  figure.savefig(
+    text,
+    format='svg',
+    transparent=True,
+    metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None},
+  )
   svg = text.getvalue()
   return svg[svg.index('<svg') :].replace(INK, 'currentColor')
 
@@ -271,7 +334,7 @@ PAGE = """<!doctype html>
   td.best {{ font-weight: 600; background: var(--best); }}
   p, li, dl {{ font-size: .875rem; }}
   .notes {{ color: var(--soft); padding-left: 1.1rem; }}
-  svg {{ display: block; width: 100%; height: auto; margin: 1.5rem 0; }}
+  svg {{ display: block; width: 100%; max-width: 40rem; height: auto; margin: 1.5rem auto; }}
   dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }}
   dt {{ color: var(--soft); }}
   dd {{ margin: 0; overflow-wrap: anywhere; }}
@@ -288,12 +351,18 @@ def page(title: str, evaluations: list[Mapping], pictures: Mapping, config: Any)
   """Returns the page: per evaluation its table, pictures and facts, then training and config."""
   parts = []
   for evaluation in evaluations:
-    facts = {**evaluation['facts'], 'evaluation took': f'{evaluation["seconds"]:.1f} s'}
+    facts = {**evaluation['facts'], 'seconds': f'{evaluation["seconds"]:.1f}, evaluation alone'}
     parts += [
-        f'<h2>Evaluation: {html.escape(evaluation["name"])}</h2>', html_table(evaluation),
-        *(svg for key, svg in pictures.items() if key[0] == evaluation['name']),
-        '<dl>', *(f'<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>'
-                  for key, value in facts.items()), '</dl>']
+      f'<h2>Evaluation: {html.escape(evaluation["name"])}</h2>',
+      html_table(evaluation),
+      *(svg for key, svg in pictures.items() if key[0] == evaluation['name']),
+      '<dl>',
+      *(
+        f'<dt>{html.escape(key)}</dt><dd>{html.escape(say(value))}</dd>'
+        for key, value in facts.items()
+      ),
+      '</dl>',
+    ]
   if 'training' in pictures:
     parts += ['<h2>Training</h2>', pictures['training']]
   text = json.dumps(config, indent=2, default=lambda x: x.to_dict())
@@ -301,15 +370,35 @@ def page(title: str, evaluations: list[Mapping], pictures: Mapping, config: Any)
   return PAGE.format(title=html.escape(title), body='\n'.join(parts))
 
 
+def say(value: Any) -> str:
+  """Returns a fact as a person writes it: {'jax': '0.10', 'numpy': '2'} is 'jax 0.10, numpy 2'."""
+  if isinstance(value, Mapping):
+    return ', '.join(f'{key} {say(part)}' for key, part in value.items())
+  return str(value)
+
+
 def html_table(results: Mapping[str, Any]) -> str:
   """Returns the table and its notes as HTML."""
   rows, size = [], None
   for line in cells(results):
     tag, size = ('<tr class="new">' if line[0] != size else '<tr>'), line[0]
-    rows.append(tag + ''.join(
-        f'<td class="best">{html.escape(cell[1:])}</td>' if cell.startswith('*')
-        else f'<td>{html.escape(cell)}</td>' for cell in line))
-  return '\n'.join([
-      '<div class="wide"><table>', '<tr>' + ''.join(f'<th>{name}</th>' for name in HEADER), *rows,
-      '</table></div>', '<ul class="notes">',
-      *(f'<li>{html.escape(note)}</li>' for note in notes(results)), '</ul>'])
+    rows.append(
+      tag
+      + ''.join(
+        f'<td class="best">{html.escape(cell)}</td>'
+        if cell.startswith('*')
+        else f'<td>{html.escape(cell)}</td>'
+        for cell in line
+      )
+    )
+  return '\n'.join(
+    [
+      '<div class="wide"><table>',
+      '<tr>' + ''.join(f'<th>{name}</th>' for name in HEADER),
+      *rows,
+      '</table></div>',
+      '<ul class="notes">',
+      *(f'<li>{html.escape(note)}</li>' for note in notes(results)),
+      '</ul>',
+    ]
+  )

@@ -24,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # `factor` takes the one that fits each length: max(1, length / trained length).
   config.recipes = ({'name': 'none'},)
 
-  config.span = 2  # targets of each document, in longest lengths; with 1 the longest window would
+  config.span = 2.0  # targets of each document, in longest lengths; with 1 the longest window would
   # have nowhere to slide. Documents with fewer are left out, and counted
   config.overlap = 2  # sliding windows that see each token: the stride is length / overlap. With 2,
   # the targets have half a window of context at least, and every second window serves both ways

@@ -1,6 +1,6 @@
 """What extending the context without training brings: four recipes, up to eight times the length.
 
-  python eval.py --workdir=runs/rope --eval=configs/eval/extend.py
+python eval.py --workdir=runs/rope --eval=configs/eval/extend.py
 """
 
 from ml_collections import ConfigDict

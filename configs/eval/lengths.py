@@ -1,6 +1,6 @@
 """How far a model reads as it was trained: no extension, up to eight times the trained length.
 
-  python eval.py --workdir=runs/rope --eval=configs/eval/lengths.py
+python eval.py --workdir=runs/rope --eval=configs/eval/lengths.py
 """
 
 from ml_collections import ConfigDict

@@ -31,8 +31,13 @@ class Documents(Protocol):
 
 
 def evaluate(
-    losses: Callable, spectrum_of: Callable[[dict, int], Any], documents: Documents,
-    config: ConfigDict, *, trained_length: int, facts: Mapping[str, Any] | None = None,
+  losses: Callable,
+  spectrum_of: Callable[[dict, int], Any],
+  documents: Documents,
+  config: ConfigDict,
+  *,
+  trained_length: int,
+  facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Measures every recipe of `config` (configs/eval/base.py) at every length.
 
@@ -52,13 +57,18 @@ def evaluate(
     and what was measured on: name, recipes, trained_length, lengths, overlap, documents,
     short_documents, targets (of each document), tokens (of all), bytes_per_token, seconds, facts.
 
-  Raises ValueError if no document is long enough, or if every recipe is refused.
+  Raises ValueError if no document is long enough, if every recipe is refused, or if span < 1.
   """
+  if config.span < 1:
+    raise ValueError(
+      f'A span of {config.span} longest lengths leaves no target with full context. Use span >= 1.'
+    )
   began = time.monotonic()
   lengths = sorted({trained_length, *(round(m * trained_length) for m in config.multiples)})
   stride = {length: max(1, length // config.overlap) for length in lengths}
-  token_DT, short = choose(documents, targets=round(config.span * lengths[-1]),
-                           tokens=config.tokens)
+  token_DT, short = choose(
+    documents, targets=round(config.span * lengths[-1]), tokens=config.tokens
+  )
   D, N = token_DT.shape[0], token_DT.shape[1] - 1
 
   scored, factor, refused = {}, {}, []
@@ -66,8 +76,14 @@ def evaluate(
     for recipe in map(dict, config.recipes):
       at, name = at_length(recipe, length, trained_length), label(recipe)
       try:
-        loss_DN = score(losses, spectrum_of(at, length), token_DT, length=length,
-                        stride=stride[length], batch_tokens=config.batch_tokens)
+        loss_DN = score(
+          losses,
+          spectrum_of(at, length),
+          token_DT,
+          length=length,
+          stride=stride[length],
+          batch_tokens=config.batch_tokens,
+        )
       except ValueError as error:
         refused.append({'length': length, 'recipe': name, 'reason': str(error)})
         continue
@@ -75,22 +91,35 @@ def evaluate(
       logging.info('%s at %d tokens: %.4f nats', name, length, loss_DN['sliding'].mean())
   if not scored:
     reasons = ' '.join(dict.fromkeys(r['reason'] for r in refused))
-    raise ValueError(f'The model refuses all of {[label(r) for r in config.recipes]}: {reasons} '
-                     "Evaluate with --eval=configs/eval/lengths.py, whose only recipe is 'none'.")
+    raise ValueError(
+      f'The model refuses all of {[label(r) for r in config.recipes]}: {reasons} '
+      "Evaluate with --eval=configs/eval/lengths.py, whose only recipe is 'none'."
+    )
 
   # Gains are measured on the targets that even the longest windows show with full context.
   longest, step = lengths[-1], stride[lengths[-1]]
   full_N = contexts(sliding(N, longest, step)) > longest - step
   weight_SD = resample(D, config.samples, config.seed)
   return {
-      'name': config.name, 'recipes': [label(dict(r)) for r in config.recipes],
-      'trained_length': trained_length, 'lengths': lengths, 'overlap': config.overlap,
-      'documents': D, 'short_documents': short, 'targets': N, 'tokens': D * N,
-      'bytes_per_token': float(documents.bytes_per_token),
-      'rows': tabulate(scored, factor, weight_SD, documents.bytes_per_token),
-      'positions': curves(scored, weight_SD, trained_length),
-      'gains': gains(scored, full_N, weight_SD, trained_length),
-      'refused': refused, 'seconds': time.monotonic() - began, 'facts': dict(facts or {})}
+    'name': config.name,
+    'recipes': [label(dict(r)) for r in config.recipes],
+    'trained_length': trained_length,
+    'lengths': lengths,
+    'overlap': config.overlap,
+    'documents': D,
+    'short_documents': short,
+    'targets': N,
+    'tokens': D * N,
+    'bytes_per_token': float(documents.bytes_per_token),
+    'rows': tabulate(scored, factor, weight_SD, documents.bytes_per_token),
+    'positions': curves(scored, weight_SD, trained_length),
+    'gains': gains(scored, full_N, weight_SD, trained_length),
+    'refused': refused,
+    'seconds': time.monotonic() - began,
+    'facts': dict(facts or {}),
+  }
+
+
 def choose(documents: Documents, *, targets: int, tokens: int) -> tuple[np.ndarray, int]:
   """Returns token_DT, the first targets + 1 tokens of the documents, and how many are too short.
 
@@ -103,9 +132,10 @@ def choose(documents: Documents, *, targets: int, tokens: int) -> tuple[np.ndarr
   enough = [i for i, size in enumerate(sizes) if size > targets]
   if not enough:
     raise ValueError(
-        f'Of {len(sizes)} documents none has the {targets + 1} tokens that the longest length asks '
-        f'for; the longest has {max(sizes, default=0)}. Evaluate on longer documents, or lower '
-        '`multiples` or `span` in the evaluation config.')
+      f'Of {len(sizes)} documents none has the {targets + 1} tokens that the longest length asks '
+      f'for; the longest has {max(sizes, default=0)}. Evaluate on longer documents, or lower '
+      '`multiples` or `span` in the evaluation config.'
+    )
   count = min(len(enough), max(2, tokens // targets))
   chosen = [enough[i * len(enough) // count] for i in range(count)]
   return np.stack([documents[i][: targets + 1] for i in chosen]), len(sizes) - len(enough)

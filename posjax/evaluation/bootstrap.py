@@ -16,15 +16,14 @@ def resample(documents: int, samples: int, seed: int) -> np.ndarray:
   return rng.multinomial(documents, np.full(documents, 1 / documents), size=samples)
 
 
-def interval(
-    nats_D: np.ndarray, tokens_D: np.ndarray, weight_SD: np.ndarray
-) -> tuple[float | None, float | None]:
-  """95 % percentile interval of sum(nats) / sum(tokens) (Efron 1979), in nats per token.
+def estimate(x_DN: np.ndarray, weight_SD: np.ndarray) -> dict[str, float | None]:
+  """Returns the mean of x_DN over all targets and its 95 % percentile interval (Efron 1979).
 
-  `nats_D` may be a difference of two sums over the same tokens. One document has no interval: None.
+  All documents have N targets, so that the mean over targets is the mean of the documents' means.
+  One document has no interval: low and high are None.
   """
-  if len(nats_D) < 2:
-    return None, None
-  mean_S = (weight_SD @ nats_D) / (weight_SD @ tokens_D)
-  low, high = np.percentile(mean_S, (2.5, 97.5))
-  return float(low), float(high)
+  mean_D = x_DN.mean(1, dtype=np.float64)
+  low, high = None, None
+  if len(mean_D) > 1:
+    low, high = np.percentile(weight_SD @ mean_D / len(mean_D), (2.5, 97.5)).tolist()
+  return {'mean': float(mean_D.mean()), 'low': low, 'high': high}

@@ -6,31 +6,26 @@ little context. Here both sides score the same targets, so that what is left is 
 
 import numpy as np
 
-from posjax.evaluation.bootstrap import interval
-
-
-def gain(
-    short_DN: np.ndarray, long_DN: np.ndarray, scored_N: np.ndarray, weight_SD: np.ndarray
-) -> dict[str, float | None]:
-  """Returns mean(short - long) over the targets `scored_N`, nats per token; positive: it helps.
-
-  The interval is paired: documents are redrawn, both contexts are compared on each draw.
-  """
-  saved_DN = (short_DN.astype(np.float64) - long_DN)[:, scored_N]
-  low, high = interval(saved_DN.sum(1), np.full(len(saved_DN), saved_DN.shape[1]), weight_SD)
-  return {'gain': float(saved_DN.mean()), 'low': low, 'high': high, 'tokens': saved_DN.size}
+from posjax.evaluation.bootstrap import estimate
 
 
 def gains(
-    scored: dict[tuple[int, str], dict[str, np.ndarray]], scored_N: np.ndarray,
-    weight_SD: np.ndarray, trained_length: int,
+  scored: dict[tuple[int, str], dict[str, np.ndarray]],
+  full_N: np.ndarray,
+  weight_SD: np.ndarray,
+  trained_length: int,
 ) -> list[dict]:
-  """Returns each recipe's gain at each length over the same recipe at the trained length.
+  """Returns for each recipe and length: mean(short - long), nats per token; positive: it helps.
 
-  Both contexts come from sliding windows: the short one is half a window at least, never nothing.
+  The short context is the trained length's, by the same recipe; `full_N` says which targets count.
+  Both come from sliding windows, so that the short one is not mostly the beginnings of windows.
+  The interval is paired: documents are redrawn, and both contexts are compared on each draw.
   """
-  return [
-      {'recipe': recipe, 'length': length, **gain(
-          scored[trained_length, recipe]['sliding'], loss_DN['sliding'], scored_N, weight_SD)}
-      for (length, recipe), loss_DN in scored.items()
-      if length > trained_length and (trained_length, recipe) in scored]
+  rows = []
+  for (length, recipe), loss_DN in scored.items():
+    if length > trained_length and (trained_length, recipe) in scored:
+      short_DN = scored[trained_length, recipe]['sliding'].astype(np.float64)
+      saved_DN = (short_DN - loss_DN['sliding'])[:, full_N]
+      gain = estimate(saved_DN, weight_SD)
+      rows.append({'recipe': recipe, 'length': length, **gain, 'tokens': saved_DN.size})
+  return rows

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from posjax.evaluation.bootstrap import interval
+from posjax.evaluation.bootstrap import estimate
 from posjax.evaluation.windows import contexts, non_overlapping
 
 
@@ -17,29 +17,31 @@ def edges(length: int, trained_length: int) -> np.ndarray:
 
 
 def by_position(
-    loss_DN: np.ndarray, context_N: np.ndarray, weight_SD: np.ndarray, trained_length: int
-) -> dict[str, list]:
-  """Returns per bin of context: its edges (low, high], the mean loss in nats, interval, tokens."""
-  high_P = edges(int(context_N.max()), trained_length)
-  bin_N = np.searchsorted(high_P, context_N)
-  curve = {'above': [0, *high_P[:-1].tolist()], 'context': high_P.tolist(),
-           'loss': [], 'low': [], 'high': [], 'tokens': []}
-  for p in range(len(high_P)):
-    part_DN = loss_DN[:, bin_N == p].astype(np.float64)
-    low, high = interval(part_DN.sum(1), np.full(len(part_DN), part_DN.shape[1]), weight_SD)
-    for key, value in (('loss', float(part_DN.mean())), ('low', low), ('high', high),
-                       ('tokens', part_DN.size)):
-      curve[key].append(value)
-  return curve
+  loss_DN: np.ndarray, context_N: np.ndarray, weight_SD: np.ndarray, trained_length: int
+) -> list[dict]:
+  """Returns a row for each bin (above, context], in tokens of context: mean loss in nats, interval.
+
+  `context_N` is the context of each target: windows.contexts.
+  """
+  bins, above = [], 0
+  for context in edges(int(context_N.max()), trained_length).tolist():
+    part_DN = loss_DN[:, (above < context_N) & (context_N <= context)]
+    bins.append(
+      {'above': above, 'context': context, **estimate(part_DN, weight_SD), 'tokens': part_DN.size}
+    )
+    above = context
+  return bins
 
 
 def curves(
-    scored: dict[tuple[int, str], dict[str, np.ndarray]], weight_SD: np.ndarray, trained_length: int
+  scored: dict[tuple[int, str], dict[str, np.ndarray]], weight_SD: np.ndarray, trained_length: int
 ) -> list[dict]:
   """Returns by_position of each recipe, in non-overlapping windows of the longest length it has."""
-  curve_of = {}
-  for (length, recipe), loss_DN in sorted(scored.items(), key=lambda item: item[0][0]):
-    context_N = contexts(non_overlapping(loss_DN['sliding'].shape[1], length))
-    curve_of[recipe] = {'recipe': recipe, 'length': length, **by_position(
-        loss_DN['non-overlapping'], context_N, weight_SD, trained_length)}
-  return list(curve_of.values())
+  longest = {recipe: length for length, recipe in sorted(scored)}
+  rows = []
+  for recipe, length in longest.items():
+    loss_DN = scored[length, recipe]['non-overlapping']
+    context_N = contexts(non_overlapping(loss_DN.shape[1], length))
+    bins = by_position(loss_DN, context_N, weight_SD, trained_length)
+    rows.append({'recipe': recipe, 'length': length, 'bins': bins})
+  return rows

@@ -36,8 +36,10 @@ def sliding(targets: int, length: int, stride: int) -> list[Window]:
   Raises ValueError if stride is not in 1..length: targets would be repeated or skipped.
   """
   if not 1 <= stride <= length:
-    raise ValueError(f'A stride of {stride} tokens does not tile windows of {length} tokens. '
-                     f'Use a stride between 1 and {length}.')
+    raise ValueError(
+      f'A stride of {stride} tokens does not tile windows of {length} tokens. '
+      f'Use a stride between 1 and {length}.'
+    )
   windows = [Window(0, 0, min(length, targets))]
   while (seen := windows[-1].stop) < targets:
     windows.append(Window(seen + stride - length, seen, min(seen + stride, targets)))
@@ -50,7 +52,7 @@ def contexts(windows: list[Window]) -> np.ndarray:
 
 
 def batches(
-    token_DT: np.ndarray, starts: list[int], length: int, rows: int
+  token_DT: np.ndarray, starts: list[int], length: int, rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the windows that begin at `starts`, of all documents, as batches of one shape.
 
@@ -68,5 +70,9 @@ def batches(
       targets_BL[b, :n] = token_DT[d, start + 1 : start + n + 1]
       segments_BL[b, :n] = 1
     positions_BL = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)) * segments_BL
-    yield {'tokens': tokens_BL, 'targets': targets_BL, 'positions': positions_BL,
-           'segments': segments_BL}
+    yield {
+      'tokens': tokens_BL,
+      'targets': targets_BL,
+      'positions': positions_BL,
+      'segments': segments_BL,
+    }

@@ -1,0 +1,116 @@
+"""A report that a person can read and that needs nothing but itself."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+from ml_collections import ConfigDict
+
+from posjax import report
+
+
+def rows(recipe, best=False):
+  return [
+    {'length': length, 'recipe': recipe, 'factor': None, 'estimator': estimator, 'loss': loss,
+     'low': loss - 0.1, 'high': loss + 0.1, 'perplexity': 2.5, 'bits_per_byte': 1.25,
+     'tokens': 4096, 'documents': 4, 'behind': 0.0, 'behind_low': 0.0, 'behind_high': 0.0,
+     'best': best}
+    for estimator in ('sliding', 'non-overlapping')
+    for length, loss in ((256, 1.5), (512, 1.25))
+  ]  # fmt: skip
+
+
+def make(name='extend', **changes):
+  bins = [
+    {'above': a, 'context': c, 'mean': 2.0, 'low': 1.9, 'high': 2.1, 'tokens': 40}
+    for a, c in ((0, 64), (64, 256), (256, 512))
+  ]
+  return {
+    'name': name, 'recipes': ['none', 'yarn', 'ntk'], 'trained_length': 256,
+    'lengths': [256, 512], 'overlap': 2, 'documents': 4, 'short_documents': 3, 'targets': 1024,
+    'tokens': 4096, 'bytes_per_token': 1.0,
+    'rows': rows('none') + rows('yarn', best=True),
+    'positions': [{'recipe': 'none', 'length': 512, 'bins': bins}],
+    'gains': [{'recipe': 'yarn', 'length': 512, 'mean': 0.25, 'low': 0.2, 'high': 0.3,
+               'tokens': 9}],
+    'refused': [{'recipe': 'ntk', 'length': n, 'reason': 'No <frequencies>. Use linear.'}
+                for n in (256, 512)],
+    'seconds': 12.0, 'facts': {'device': '1 x cpu', 'packages': {'jax': '0.10', 'numpy': None}},
+    **changes,
+  }  # fmt: skip
+
+
+METRICS = [{'step': n, 'loss': 5 / n, 'learning_rate': 1e-3} for n in range(1, 9)]
+CONFIG = ConfigDict({'seed': 0, 'position': {'name': 'rope'}})
+
+
+def test_the_table_aligns_and_marks_trained_length_best_recipe_and_refusals():
+  text = report.table(make())
+  lines = text.splitlines()
+  assert max(map(len, lines)) <= 100
+  assert lines[2].split() == ' '.join(report.HEADER).split()
+  assert 'trained 256  none     1.5000  1.400 to 1.600       2.500     1.2500' in text
+  assert '        512  yarn    *1.2500  1.150 to 1.350       2.500     1.2500  +0.2500' in text
+  assert '        512  ntk     refused\n' in text
+  assert 'ntk is refused at 256, 512: No <frequencies>. Use linear.' in text
+  assert '4,096 targets: the first 1,024 of each of 4 documents' in text
+  assert 'left out: 3.' in ' '.join(lines)
+
+
+def test_a_single_recipe_is_not_called_the_best():
+  text = report.table(make(recipes=['yarn'], rows=rows('yarn', best=True), refused=[]))
+  assert '*' not in text and 'refused' not in text
+
+
+def test_one_document_has_no_interval_and_is_still_shown(tmp_path):
+  lonely = [{**row, 'low': None, 'high': None} for row in rows('none', best=True)]
+  bare = make(recipes=['none'], rows=lonely, refused=[], gains=[])
+  assert ' to ' not in report.table(bare).split('Loss in nats')[0]
+  assert report.write(tmp_path, bare, METRICS, CONFIG).exists()
+
+
+def test_the_page_holds_all_pictures_and_asks_for_nothing_outside(tmp_path):
+  page = report.write(tmp_path, make(), METRICS, CONFIG).read_text()
+  assert page.count('<svg') == page.count('</svg>') == 4
+  assert not re.findall(r'<(?:script|link|img|iframe)\b|@import|url\((?!#)', page)
+  assert all(target.startswith('#') for target in re.findall(r'(?:href|src)="([^"]*)"', page))
+  assert 'No &lt;frequencies&gt;.' in page and '<frequencies>' not in page
+  assert '&quot;name&quot;: &quot;rope&quot;' in page
+  assert '<dd>jax 0.10, numpy None</dd>' in page
+  assert report.INK not in page.split('</style>')[1]  # pictures take the page's ink: dark mode
+
+
+def test_evaluations_of_one_run_stand_side_by_side(tmp_path):
+  report.write(tmp_path, make('lengths'), METRICS, CONFIG)
+  page = report.write(tmp_path, make('extend'), METRICS, CONFIG).read_text()
+  assert 'Evaluation: lengths' in page and 'Evaluation: extend' in page
+  assert {path.name for path in (tmp_path / 'evaluation').iterdir()} == {
+    f'{name}{end}' for name in ('lengths', 'extend')
+    for end in ('.json', '-lengths.png', '-positions.png', '-gains.png')
+  }  # fmt: skip
+  assert (tmp_path / 'training.png').read_bytes().startswith(b'\x89PNG')
+  stored = json.loads((tmp_path / 'evaluation' / 'extend.json').read_text())
+  assert stored == json.loads(json.dumps(make('extend')))
+
+
+def test_a_run_without_evaluation_or_metrics_has_a_page_too(tmp_path):
+  page = report.write(tmp_path, None, [], CONFIG)
+  assert page == Path(tmp_path) / 'report.html' and '<svg' not in page.read_text()
+
+
+def test_a_loss_that_was_not_finite_is_a_gap_in_the_curve(tmp_path):
+  report.write(tmp_path, None, [*METRICS, {'step': 9, 'loss': None}], CONFIG)
+  assert (tmp_path / 'training.png').exists()
+
+
+def test_numbers_that_are_no_numbers_do_not_reach_the_json(tmp_path):
+  with pytest.raises(ValueError, match='not JSON compliant'):
+    report.write(tmp_path, make(seconds=float('nan')), METRICS, CONFIG)
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path):
+  before = dict(matplotlib.rcParams)
+  report.write(tmp_path, make(), METRICS, CONFIG)
+  assert dict(matplotlib.rcParams) == before
