@@ -70,8 +70,8 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
 def extended(model: Decoder, config: ConfigDict, recipe: dict):
   """The spectrum of a recipe: 'none' is as the run was trained, others start from the scheme's own.
 
-  A recipe's factor counts from the length of this run; one that was itself trained with an extension
-  is already `config.extension.factor` times longer than its first weights.
+  A recipe's factor counts from the length of this run; a run that was itself trained with an
+  extension is already `config.extension.factor` times longer than its first weights.
   """
   if recipe['name'] == 'none':
     return as_trained(model, config)

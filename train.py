@@ -8,6 +8,7 @@ Called again with the same --workdir it resumes, exactly. On several hosts start
 """
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def main(words: Sequence[str]) -> None:
   parser.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, with several hosts')
   parser.add_argument('--processes', type=int, help='how many, where the launcher does not say')
   parser.add_argument('--process', type=int, help='number of this one, from 0')
-  parser.epilog = '--config.KEY=VALUE sets any key of configs/base.py, e.g. --config.train.steps=500'
+  parser.epilog = '--config.KEY=VALUE sets any key of configs/base.py: --config.train.steps=500'
   flags, overrides = parser.parse_known_args(words)
   if not flags.workdir and not flags.dry_run:
     raise ValueError('No run directory was given. Add --workdir=DIR, or --dry_run to run nothing.')
@@ -92,7 +93,6 @@ def complete(config: ConfigDict):
 def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: float) -> None:
   """From the newest checkpoint, or from the start, to the last step."""
   documents = data.load(config.data, config.data.split, tokenizer)
-  optimizer = make_optimizer(config.train)
   spectrum = as_trained(model, config)
   check_length(model, spectrum, config.train.length)
   spectrum = jax.tree.map(jnp.float32, spectrum)
@@ -117,20 +117,7 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
     threads=config.data.threads,
   )
 
-  def init(key):
-    return init_state(model, optimizer, key)
-
-  abstract = jax.eval_shape(init, jax.random.key(config.seed))
-  places = sharding.place(abstract, mesh)
-  like = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places
-  )
-  one_step = jax.jit(
-    make_step(model, optimizer, config.train),
-    in_shardings=(places, sharding.replicated(mesh), of_batch),
-    out_shardings=(places, sharding.replicated(mesh)),
-    donate_argnums=0,
-  )
+  like, one_step = compile_step(config, model, mesh)
 
   keep = config.checkpoint
   with Checkpoints(workdir / 'checkpoints', every=keep.every, keep=keep.keep) as checkpoints:
@@ -143,6 +130,8 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
       print(f'Resumed {workdir} after step {done}.')
     else:
       done = 0
+      init = functools.partial(init_state, model, make_optimizer(config.train))
+      places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
       if config.init_from is not None:
         with Checkpoints(Path(config.init_from) / 'checkpoints') as source:
@@ -162,7 +151,7 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
     schedule = make_schedule(config.train)
     tokens = config.train.batch * config.train.length
     peak = cost.peak_flops(jax.devices()[0].device_kind)
-    flops = cost.flops_per_token(model, abstract.params, config.train.length)
+    flops = cost.flops_per_token(model, like.params, config.train.length)
     clock, counted, resumed = time.monotonic(), done, done
     with Metrics(workdir, total_steps=config.train.steps, resumed=done) as metrics:
       while done < config.train.steps and not stopping(stop, done, config.log.every):
@@ -199,41 +188,31 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
         save()
 
 
-def stopping(stop: Stop, done: int, every: int) -> bool:
-  """Whether to stop now; several processes agree on it, every `every` steps."""
-  if jax.process_count() == 1:
-    return stop.asked
-  if done % every:
-    return False
-  return bool(multihost_utils.process_allgather(np.array(stop.asked)).any())
+def compile_step(config: ConfigDict, model: Decoder, mesh):
+  """What a state looks like and where its arrays live, and the jitted step, which donates it."""
+  optimizer = make_optimizer(config.train)
+  shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+  places, whole = sharding.place(shapes, mesh), sharding.replicated(mesh)
+  like = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+  )
+  return like, jax.jit(
+    make_step(model, optimizer, config.train),
+    in_shardings=(places, whole, sharding.of_batch(mesh, config.train.batch)),
+    out_shardings=(places, whole),
+    donate_argnums=0,
+  )
 
 
 def describe(config: ConfigDict, model: Decoder, mesh) -> None:
   """Prints what would run: parameters, FLOPs, memory, mesh, attention. Compiles, runs nothing."""
-  optimizer = make_optimizer(config.train)
   spectrum = as_trained(model, config)
   check_length(model, spectrum, config.train.length)
-  abstract = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
-  places = sharding.place(abstract, mesh)
-  of_batch = sharding.of_batch(mesh, config.train.batch)
+  like, one_step = compile_step(config, model, mesh)
   shape = (config.train.batch, config.train.length)
-  names = ('tokens', 'targets', 'positions', 'segments')
-  compiled = (
-    jax.jit(
-      make_step(model, optimizer, config.train),
-      in_shardings=(places, sharding.replicated(mesh), of_batch),
-      out_shardings=(places, sharding.replicated(mesh)),
-      donate_argnums=0,
-    )
-    .lower(
-      abstract,
-      jax.tree.map(jnp.float32, spectrum),
-      {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names},
-    )
-    .compile()
-  )
-  memory = compiled.memory_analysis()
-  groups = cost.count_parameters(abstract.params)
+  row = jax.ShapeDtypeStruct(shape, jnp.int32)
+  batch = dict.fromkeys(('tokens', 'targets', 'positions', 'segments'), row)
+  compiled = one_step.lower(like, jax.tree.map(jnp.float32, spectrum), batch).compile()
   choice = choose(
     model.attention,
     scores=model.scheme.scores,
@@ -242,24 +221,24 @@ def describe(config: ConfigDict, model: Decoder, mesh) -> None:
     length=config.train.length,
     dtype=model.compute_dtype,
   )
-  tokens = config.train.batch * config.train.length
-  width = max(map(len, groups))
-  print('Parameters')
-  for group, count in groups.items():
-    print(f'  {group:{width}}  {count:>14,}')
-  print(f'  {"total":{width}}  {sum(groups.values()):>14,}')
-  print(f'Training    {config.train.steps:,} steps of {tokens:,} tokens')
-  flops = cost.flops_per_token(model, abstract.params, config.train.length)
-  print(f'FLOPs       {flops:.3g} per token (forward + backward, causal attention counted half)')
-  held = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  print(
-    f'Memory      {(held + memory.temp_size_in_bytes) / 2**20:,.0f} MiB per device: '
-    f'{held / 2**20:,.0f} for state and batch, {memory.temp_size_in_bytes / 2**20:,.0f} for the step'
-  )
+  print(cost.describe_parameters(like.params))
+  print(f'Training     {config.train.steps:,} steps of {np.prod(shape):,} tokens')
+  flops = cost.flops_per_token(model, like.params, config.train.length)
+  print(f'FLOPs        {flops:.3g} per token (forward + backward, causal attention counted half)')
+  print(f'Memory       {cost.describe_memory(compiled.memory_analysis())}')
   sizes = ' x '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
-  print(f'Mesh        {sizes} on {jax.device_count()} x {jax.devices()[0].device_kind}')
-  print(f'Activations {model.compute_dtype}')
-  print(f'Attention   {choice.form} ({choice.why})')
+  print(f'Mesh         {sizes} on {jax.device_count()} x {jax.devices()[0].device_kind}')
+  print(f'Activations  {model.compute_dtype}')
+  print(f'Attention    {choice.form} ({choice.why})')
+
+
+def stopping(stop: Stop, done: int, every: int) -> bool:
+  """Whether to stop now; several processes agree on it, every `every` steps."""
+  if jax.process_count() == 1:
+    return stop.asked
+  if done % every:
+    return False
+  return bool(multihost_utils.process_allgather(np.array(stop.asked)).any())
 
 
 if __name__ == '__main__':

@@ -44,8 +44,9 @@ def where() -> dict[str, str]:
 
 def _processor() -> str:
   try:
-    names = [x for x in Path('/proc/cpuinfo').read_text().splitlines() if x.startswith('model name')]
-    return f'CPU ({names[0].partition(":")[2].strip()}, {len(names)} cores)'
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return f'CPU ({names[0]}, {len(names)} cores)'
   except (OSError, IndexError):
     return f'CPU ({platform.machine()})'
 

@@ -72,14 +72,14 @@ def repeat(step, state, *args):
   return once
 
 
-def ours(name: str, B: int, L: int):
+def ours(name: str, B: int, L: int, layers: int = LAYERS):
   train = base.get_config().train
   model = Decoder(
     scheme=positions.make(name),
     length=L,
     vocabulary=IDS,
     width=WIDTH,
-    layers=LAYERS,
+    layers=layers,
     heads=HEADS,
     kv_heads=HEADS,
     head_width=WIDTH // HEADS,

@@ -30,7 +30,7 @@ def _report(text: str, status: int) -> int:
 
 
 def cache_compilations() -> None:
-  """Keeps compiled programs between starts, unless the user has placed or switched off the cache."""
+  """Keeps compiled programs between starts, in the place the user gave JAX or in POSJAX_CACHE."""
   if jax.config.jax_compilation_cache_dir is None:
     cache = Path(os.environ.get('POSJAX_CACHE', '~/.cache/posjax')).expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache / 'compiled'))

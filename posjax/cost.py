@@ -52,3 +52,21 @@ def flops_per_token(model: Decoder, params: Any, length: int) -> float:
   if model.tied:
     weights += model.width * model.vocabulary
   return 3 * (2 * weights + attention)
+
+
+def describe_parameters(params: Any) -> str:
+  """A table of `count_parameters`, with their sum."""
+  groups = count_parameters(params)
+  groups['total'] = sum(groups.values())
+  width = max(map(len, groups))
+  return '\n'.join(f'{group:{width}}  {count:>14,}' for group, count in groups.items())
+
+
+def describe_memory(memory: Any) -> str:
+  """One line of what XLA allots to a compiled step (`Compiled.memory_analysis()`), per device."""
+  held = (
+    memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  ) / 2**20
+  step = memory.temp_size_in_bytes / 2**20
+  total = held + step
+  return f'{total:,.0f} MiB per device: {held:,.0f} for state and batch, {step:,.0f} for a step'

@@ -3,6 +3,8 @@
 Letters: B batch, L tokens, D model width, M MLP width, V vocabulary.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,7 @@ MLPS = {'gated': GatedMLP, 'plain': PlainMLP}
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm; Xiong et al. 2020, arXiv:2002.04745)."""
+  """Adds attention(norm(x)), then mlp(norm(x)): pre-norm (Xiong et al. 2020, arXiv:2002.04745)."""
 
   model: 'Decoder'
 
@@ -182,12 +184,11 @@ class Decoder(nn.Module):
     segments_BL: number of each token's document within its row; None: one document per row.
     contiguous: promises that given positions rise by one within each document (`attend.Rows`).
     """
-    L = tokens_BL.shape[1]
+    index_L = jnp.arange(tokens_BL.shape[1])
+    if positions_BL is None:
+      positions_BL, contiguous = jnp.broadcast_to(index_L, tokens_BL.shape), True
     rows_B = Rows(
-      index_L=jnp.arange(L),
-      pos_L=jnp.broadcast_to(jnp.arange(L), tokens_BL.shape) if positions_BL is None else positions_BL,
-      segment_L=segments_BL,
-      contiguous=contiguous or positions_BL is None,
+      index_L=index_L, pos_L=positions_BL, segment_L=segments_BL, contiguous=contiguous
     )
     params = {} if self.scheme.per_layer else self.position
     # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
@@ -236,8 +237,8 @@ def check_length(model: Decoder, spectrum: Spectrum, length: int) -> None:
   """Raises ValueError if the scheme has no positions for `length` tokens under `spectrum`."""
   capacity = model.scheme.capacity(spectrum, model.dims)
   if length > capacity:
-    factor = -(-length // model.scheme.capacity(model.spectrum(), model.dims))
+    factor = math.ceil(length / model.scheme.capacity(model.spectrum(), model.dims))
     raise ValueError(
       f'The position scheme has {capacity:.0f} positions, but the sequence has {length} tokens. '
-      f'Use at most {capacity:.0f} tokens, or stretch them: extension linear with factor {factor:.0f}.'
+      f'Use at most {capacity:.0f} tokens, or stretch them: extension linear, factor {factor}.'
     )

@@ -54,7 +54,8 @@ def linear(spectrum: Spectrum, *, factor: float, trained_length: int) -> Spectru
   For rotary schemes this is frequency / factor (positions stay as they are: scaling both would
   divide twice); for biases and tables the distance or position is what shrinks.
   """
-  shrink = lambda x: None if x is None else np.asarray(x, np.float64) / factor
+  # A plain number stays one: an array in its place would be another type, and compile again.
+  shrink = lambda x: None if x is None else x / factor
   return dataclasses.replace(
     spectrum,
     frequency_F=shrink(spectrum.frequency_F),
@@ -67,7 +68,7 @@ def ntk(spectrum: Spectrum, *, factor: float, trained_length: int) -> Spectrum:
   """NTK-aware: raises the base, so that fast waves stay and the slowest is interpolated (bloc97
   2023, "NTK-Aware Scaled RoPE"; Peng et al. 2023, arXiv:2309.00071, sec. 3.1).
 
-    theta' = theta * factor^(d / (d - 2)), that is frequency'[f] = frequency[f] * factor^(-f / (F - 1))
+    theta' = theta factor^(d / (d - 2)), so  frequency'[f] = frequency[f] factor^(-f / (F - 1))
 
   with d = 2F rotated dimensions; the last pair becomes exactly `linear`. No temperature.
   """

@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+  """y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias; Ba et al. 2016, arXiv:1607.06450."""
 
   epsilon: float = 1e-5
 

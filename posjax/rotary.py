@@ -12,7 +12,7 @@ def geometric_frequencies(width: int, theta: float) -> np.ndarray:
   Raises ValueError if width is odd or not positive, or theta is not above 1.
   """
   if width < 2 or width % 2:
-    raise ValueError(f'Rotation acts on pairs, so a width of {width} is impossible. Use an even one.')
+    raise ValueError(f'Rotation acts on pairs, but the width is {width}. Use an even one.')
   if not theta > 1:
     raise ValueError(f'theta = {theta} gives no falling frequencies. Use theta > 1, e.g. 10000.')
   return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
@@ -25,7 +25,7 @@ def rotate(x_LHK: jax.Array, frequency_F: jax.Array, pos_L: jax.Array) -> jax.Ar
     y[f + F] = x[f + F] cos(a) + x[f] sin(a)
 
   Pairs are (f, f + F), the half-split layout of GPT-NeoX, Llama in transformers and Gemma, not
-  (2f, 2f + 1) as in GPT-J and Meta's Llama: those checkpoints have their weights permuted on import.
+  (2f, 2f + 1) as in GPT-J and Meta's Llama, whose weights must be permuted to run here.
   Dimensions past 2F pass through. Angles, cosines and sines are float32, whatever x is: bfloat16
   cannot even hold position 257. The result has the type of x.
 

@@ -141,8 +141,8 @@ def host_share(sharding: NamedSharding, rows: int) -> tuple[int, int]:
   size = last - first
   if sum(b - a for a, b in spans) != size or first % size:
     raise ValueError(
-      f'The mesh {dict(sharding.mesh.shape)} gives process {jax.process_index()} rows {spans}, which '
-      'are no contiguous part of the batch. Make mesh.data a multiple of the number of hosts.'
+      f'The mesh {dict(sharding.mesh.shape)} gives process {jax.process_index()} rows {spans}, no '
+      'contiguous part of the batch. Make --config.mesh.data a multiple of the number of hosts.'
     )
   return first // size, rows // size
 

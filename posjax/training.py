@@ -94,7 +94,7 @@ def make_step(
 
   The loss is the mean over the batch's targets, in nats per token, plus z_loss * mean(log_z^2)
   (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, sec. 5). Cutting the batch into parts changes
-  memory and the order of sums, nothing else: sums are divided by the whole batch's count of targets.
+  memory and the order of sums, nothing else: they are divided by the whole batch's targets.
 
   metrics: loss (nats per token, without the z part), gradient_norm (before clipping).
   """

@@ -23,9 +23,9 @@ from posjax.attend.fused import cudnn, splash
 from posjax.attend.rows import Logits, Mask, Rows, Tile
 from posjax.attend.tiled import tiled
 
-__all__ = ['FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', 'dense', 'tiled']
-
 FORMS = ('dense', 'tiled', 'cudnn', 'splash')
+
+__all__ = ['FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', *FORMS]
 
 
 @dataclasses.dataclass(frozen=True)

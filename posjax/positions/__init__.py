@@ -17,7 +17,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Scheme]:
-  """The class that posjax/positions/<name>.py defines. Raises ValueError if there is no such file."""
+  """The class that posjax/positions/<name>.py defines. Raises ValueError if there is none."""
   if name not in names():
     close = difflib.get_close_matches(name, names(), n=1)
     meant = f"Did you mean '{close[0]}'? " if close else ''

@@ -14,10 +14,9 @@ class Learned(Scheme):
   """x[l] += table[rate * pos[l]] (Gehring et al. 2017, arXiv:1705.03122, sec. 3.1; GPT-2).
 
   Between rows the table is interpolated linearly, which only matters once an extension makes `rate`
-  smaller than 1; the last row stands for everything between it and one row further, so that `linear`
-  by a factor of s covers s * length tokens. A position past that is not a number: JAX would clamp
-  or fill silently, and NaN cannot be overlooked. Where lengths are known before running, the decoder
-  refuses them first (`capacity`).
+  smaller than 1; the last row stands for all between it and one row further, so that `linear` by a
+  factor of s covers s * length tokens. Lengths past that are refused before anything runs
+  (`capacity`); a single position past it is not a number, where JAX would clamp or fill silently.
 
   length: rows of the table, in tokens; None takes the training length.
   deviation: of the normal initialisation, in units of the embedded tokens.

@@ -16,8 +16,8 @@ class Sinusoidal(Scheme):
     x[l, 2f]     += amplitude * sin(pos[l] * frequency[f])
     x[l, 2f + 1] += amplitude * cos(pos[l] * frequency[f]),    frequency[f] = theta^(-2f / D)
 
-  Sines and cosines alternate, as in the paper. Two other layouts are in the wild: [sin | cos] halves
-  with the same exponents (Transformer-XL), and halves with exponent f / (D/2 - 1) (tensor2tensor).
+  Sines and cosines alternate, as in the paper. Two other layouts are in the wild: [sin | cos]
+  halves with the same exponents (Transformer-XL), and with exponents f / (D/2 - 1) (tensor2tensor).
 
   theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
   amplitude: of each wave, in units of the embedded tokens, which have variance 1 here.
