@@ -53,7 +53,11 @@ def rows(L, start=0, segments=None, features=None, contiguous=False, pos=None):
 
 def repel(slope_H, s_HIJ, tile):
   """A learned bias by distance, curved, so that wrong distances show."""
-  return s_HIJ - tile.by_distance(lambda r_X: jnp.einsum('h,...->h...', slope_H, jnp.sqrt(abs(r_X))))
+
+  def bias(r_X):
+    return jnp.einsum('h,...->h...', slope_H, jnp.sqrt(abs(r_X)))
+
+  return s_HIJ - tile.by_distance(bias)
 
 
 def forget(strength, s_HIJ, tile):
@@ -76,7 +80,7 @@ def test_every_form_is_the_definition(rng, tolerance, form, H, G):
   logits = Logits(scale=scale, mask=Mask(window=4), score=repel)
   run = jax.jit(FORM[form], static_argnums=5)
   got_LHV = run(q_LHK, k_LGK, v_LGV, both, both, logits, temperature, (slope_H,))
-  bias = lambda h, i, j: -float(slope_H[h]) * abs(i - j) ** 0.5  # noqa: E731
+  bias = lambda h, i, j: -float(slope_H[h]) * abs(i - j) ** 0.5
   exact = functools.partial(by_definition, q_LHK, k_LGK, v_LGV, both, both, scale, temperature)
   np.testing.assert_allclose(got_LHV, exact(4, bias), atol=tolerance(L * K))
   for wrong in (
@@ -160,9 +164,8 @@ def gradients(form, Lq, Lk, start, sizes, window, contiguous, segmented, H=2, G=
   operator = dense if form == 'dense' else functools.partial(tiled, sizes=sizes)
 
   def total(q_LHK, k_LGK, v_LGV, cq_LH, ck_LH, temperature, operands):
-    query = rows(
-      Lq, start, None if segment_L is None else segment_L[start : start + Lq], {'c_LH': cq_LH}, contiguous
-    )
+    segment_I = None if segment_L is None else segment_L[start : start + Lq]
+    query = rows(Lq, start, segment_I, {'c_LH': cq_LH}, contiguous)
     key = rows(Lk, 0, segment_L, {'c_LH': ck_LH}, contiguous)
     out_LHV = operator(q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands)
     return jnp.sum(out_LHV * weight_LHV), out_LHV
@@ -202,6 +205,20 @@ def test_tiled_equals_dense_in_values_and_gradients(case, tolerance):
     np.testing.assert_allclose(got, expected, atol=size * tolerance(Lk))
   if Lk > 1:
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(theirs)) or window == 1
+
+
+def test_in_tiles_no_gradient_reaches_a_later_token_or_one_out_of_the_window(rng):
+  q_LHK, k_LGK, v_LGV = vectors(rng, 11, 2, 1)
+  logits = Logits(scale=1.0, mask=Mask(window=4))
+
+  def out_L(k_LGK, v_LGV):
+    return tiled(q_LHK, k_LGK, v_LGV, rows(11), rows(11), logits, sizes=(4, 3))[:, :, 0].sum(-1)
+
+  visible_IJ = np.asarray(logits.mask.visible(Tile(rows(11), rows(11))))
+  for slope_IJGK in jax.jit(jax.jacrev(out_L, (0, 1)))(k_LGK, v_LGV):
+    reach_IJ = np.abs(slope_IJGK).max((2, 3))
+    assert (reach_IJ[~visible_IJ] == 0).all()
+    assert (reach_IJ[visible_IJ][1:] > 0).all()  # but for the first token, alone with its key
 
 
 def test_bfloat16_vectors_have_float32_logits_in_both_forms(rng, tolerance):
@@ -250,7 +267,7 @@ def test_positions_that_skip_are_seen_by_a_bias_unless_they_were_promised_not_to
   q_LHK, k_LGK, v_LGV = vectors(rng, 9, 1, 1)
   slope_H, pos_L = jnp.array([0.7]), np.arange(9) ** 2
   logits = Logits(scale=1.0, score=repel)
-  bias = lambda h, i, j: -0.7 * abs(pos_L[i] - pos_L[j]) ** 0.5  # noqa: E731
+  bias = lambda h, i, j: -0.7 * abs(pos_L[i] - pos_L[j]) ** 0.5
   exact_LHV = by_definition(q_LHK, k_LGK, v_LGV, rows(9), rows(9), 1.0, bias=bias)
   for form in FORM.values():
     run = functools.partial(form, q_LHK, k_LGK, v_LGV)
@@ -289,7 +306,7 @@ PLAIN = {
   [
     ('cpu', {}, 'tiled', 'no fused kernel on cpu'),
     ('gpu', {}, 'cudnn', 'fused kernel of gpu'),
-    ('gpu', {'dtype': jnp.float32}, 'tiled', 'not cudnn: it takes bfloat16 or float16, not float32'),
+    ('gpu', {'dtype': jnp.float32}, 'tiled', 'not cudnn: it takes bfloat16 or float16'),
     ('gpu', {'packed': True}, 'tiled', 'not cudnn: it takes packed documents only as'),
     ('gpu', {'scores': True}, 'tiled', 'not cudnn: the scheme changes logits'),
     ('gpu', {'scores': True, 'factorises': True}, 'cudnn', 'bias as columns'),
