@@ -228,7 +228,7 @@ def plot_training(metrics: list[Mapping[str, Any]]) -> Figure | None:
   """Training loss by step, and validation loss where there is one; None without a loss."""
   if not any('loss' in m for m in metrics):
     return None
-  figure, axes = frame('Training', 'step', 'nats per token')
+  figure, axes = frame('Loss in training', 'step', 'nats per token')
   for key, name, colour in (
     ('loss', 'training', COLOURS[0]),
     ('validation_loss', 'validation', COLOURS[1]),
@@ -272,7 +272,8 @@ def draw(axes: Any, rows: list[Mapping], x: str, y: str, style: Mapping) -> None
 def mark_trained(axes: Any, trained_length: int, ticks: list[int]) -> None:
   """Gives a log2 axis its ticks, and a line at the length that training has seen."""
   axes.set_xscale('log', base=2)
-  axes.set_xticks(ticks, [f'{n:,}\ntrained' if n == trained_length else f'{n:,}' for n in ticks])
+  below = {trained_length: 'trained'}  # two lines for all, or their baselines differ
+  axes.set_xticks(ticks, [f'{n:,}\n{below.get(n, " ")}' for n in ticks])
   axes.xaxis.set_minor_locator(NullLocator())
   axes.axvline(trained_length, color=GREY, linewidth=1, linestyle=':')
 

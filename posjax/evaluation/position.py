@@ -36,12 +36,18 @@ def by_position(
 def curves(
   scored: dict[tuple[int, str], dict[str, np.ndarray]], weight_SD: np.ndarray, trained_length: int
 ) -> list[dict]:
-  """Returns by_position of each recipe, in non-overlapping windows of the longest length it has."""
-  longest = {recipe: length for length, recipe in sorted(scored)}
+  """Returns by_position of each recipe, in non-overlapping windows of the longest length it has.
+
+  A document's first window is left out where there is another: documents begin alike (salutations,
+  titles), which would make short contexts look better than they are.
+  """
+  longest = {recipe: length for length, recipe in scored}  # lengths ascend
   rows = []
   for recipe, length in longest.items():
     loss_DN = scored[length, recipe]['non-overlapping']
-    context_N = contexts(non_overlapping(loss_DN.shape[1], length))
-    bins = by_position(loss_DN, context_N, weight_SD, trained_length)
+    N = loss_DN.shape[1]
+    first = length if 2 * length <= N else 0
+    context_N = contexts(non_overlapping(N, length))
+    bins = by_position(loss_DN[:, first:], context_N[first:], weight_SD, trained_length)
     rows.append({'recipe': recipe, 'length': length, 'bins': bins})
   return rows

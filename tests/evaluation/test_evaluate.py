@@ -101,6 +101,19 @@ def test_position_curves_show_where_a_model_breaks():
   assert max(b['mean'] for b in curves['yarn']['bins']) <= 1
 
 
+def test_formulaic_beginnings_of_documents_do_not_flatter_short_contexts():
+  documents = Documents([200, 300])
+  for tokens in documents.tokens:
+    tokens[:20] = 0
+
+  def losses(_, batch):  # the beginning is known by heart, all else costs a nat
+    return (batch['targets'] > 0).astype(np.float32)
+
+  results = evaluate(losses, stretch, documents, settings(), trained_length=8)
+  assert {b['mean'] for c in results['positions'] for b in c['bins']} == {1.0}
+  assert row(results, 64, 'none')['loss'] == pytest.approx(1 - 19 / 128)
+
+
 def test_the_best_recipe_is_marked_and_equal_ones_share_the_mark():
   results = run()
   assert [row(results, 8, r)['best'] for r in results['recipes']] == [True] * 4
