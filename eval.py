@@ -75,13 +75,16 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict):
   """
   if recipe['name'] == 'none':
     return as_trained(model, config)
-  recipe = {'trained_length': model.length} | recipe
-  return extend(model.spectrum(), **recipe | {'factor': recipe['factor'] * config.extension.factor})
+  trained_length, factor = config.train.length, 1.0
+  if config.extension.name != 'none':
+    trained_length, factor = model.length, config.extension.factor
+  recipe = {'trained_length': trained_length} | recipe
+  return extend(model.spectrum(), **recipe | {'factor': recipe['factor'] * factor})
 
 
 def make_losses(workdir: Path, config: ConfigDict, model: Decoder):
   """losses(spectrum, batch) -> loss_BL of the run's checkpoint; one compilation per batch shape."""
-  mesh = sharding.make_mesh(dict(config.mesh) | {'data': -1})
+  mesh = sharding.nearest_mesh(config.mesh)
   spectrum = jax.tree.map(jnp.float32, model.spectrum())
   shapes = jax.eval_shape(
     lambda key: model.init(key, jnp.zeros((1, model.length), jnp.int32), spectrum)['params'],

@@ -8,27 +8,30 @@ Called again with the same --workdir it resumes, exactly. On several hosts start
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from eval import evaluate_run
 from posjax import cli, cost, data, sharding
 from posjax.attend import choose
 from posjax.checkpoint import Checkpoints
-from posjax.config import load
+from posjax.config import flatten, load
 from posjax.decoder import Decoder, as_trained, build, check_length
+from posjax.extension import Spectrum
 from posjax.metrics import Metrics
 from posjax.run import Run, Stop, check_continues, load_config
-from posjax.training import init_state, make_optimizer, make_schedule, make_step
+from posjax.training import State, init_state, make_optimizer, make_schedule, make_step
 
 
 def main(words: Sequence[str]) -> None:
@@ -51,20 +54,33 @@ def main(words: Sequence[str]) -> None:
   sharding.start(flags.coordinator, flags.processes, flags.process)
   cli.cache_compilations()
   tokenizer = complete(config)
-  model = build(config)
-  mesh = sharding.make_mesh(config.mesh)
+  job = prepare(config)
   if flags.dry_run:
-    describe(config, model, mesh)
+    describe(job)
     return
 
+  documents, stream = read(job, tokenizer)
+  evaluation = load(config.eval, flag='eval', base='configs/eval/base.py') if config.eval else None
   with Run(flags.workdir, config) as run, Stop() as stop:
     if jax.process_index() == 0:
       tokenizer.save(run.workdir)
-    train(config, model, mesh, tokenizer, run.workdir, stop, began)
+    train(job, documents, stream, run.workdir, stop, began)
   if stop.asked:
     print(f'Stopped. The same command resumes from {run.workdir}.')
-  elif config.eval:
-    evaluate_run(run.workdir, load(config.eval, flag='eval', base=''))
+  elif evaluation:
+    evaluate_run(run.workdir, evaluation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """A complete config and what follows from it, found to fit before a run directory holds it."""
+
+  config: ConfigDict
+  model: Decoder
+  spectrum: Spectrum  # float32: an argument of the step
+  like: State  # shapes, types and places of its arrays
+  step: Callable  # jitted; donates the state it is given
+  place: NamedSharding  # of a batch
 
 
 def complete(config: ConfigDict):
@@ -90,13 +106,19 @@ def complete(config: ConfigDict):
   return tokenizer
 
 
-def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: float) -> None:
-  """From the newest checkpoint, or from the start, to the last step."""
-  documents = data.load(config.data, config.data.split, tokenizer)
+def prepare(config: ConfigDict) -> Job:
+  """Raises ValueError where the config contradicts itself, its scheme or the devices."""
+  flat = flatten(config)
+  for key in (
+    'train.length', 'train.batch', 'train.accumulate', 'train.steps',
+    'checkpoint.every', 'checkpoint.keep', 'log.every',
+  ):  # fmt: skip
+    if flat[key] is None or flat[key] < 1:
+      raise ValueError(f'{key} = {flat[key]}. Set --config.{key} to a whole number >= 1.')
+  model = build(config)
+  mesh = sharding.make_mesh(config.mesh)
   spectrum = as_trained(model, config)
   check_length(model, spectrum, config.train.length)
-  spectrum = jax.tree.map(jnp.float32, spectrum)
-
   rows = config.train.batch // config.train.accumulate
   if rows * config.train.accumulate != config.train.batch:
     raise ValueError(
@@ -104,8 +126,29 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
       'parts. Make --config.train.batch a multiple of --config.train.accumulate.'
     )
   sharding.of_batch(mesh, rows)  # each part must fit the devices, too
-  of_batch = sharding.of_batch(mesh, config.train.batch)
-  host, hosts = sharding.host_share(of_batch, config.train.batch)
+  place = sharding.of_batch(mesh, config.train.batch)
+
+  optimizer = make_optimizer(config.train)
+  shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+  places, whole = sharding.place(shapes, mesh), sharding.replicated(mesh)
+  like = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+  )
+  step = jax.jit(
+    make_step(model, optimizer, config.train),
+    in_shardings=(places, whole, place),
+    out_shardings=(places, whole),
+    donate_argnums=0,
+  )
+  spectrum = jax.tree.map(jnp.float32, spectrum)
+  return Job(config=config, model=model, spectrum=spectrum, like=like, step=step, place=place)
+
+
+def read(job: Job, tokenizer) -> tuple[data.Documents, data.Stream]:
+  """The documents to train on, and this process's part of their batches."""
+  config = job.config
+  documents = data.load(config.data, config.data.split, tokenizer)
+  host, hosts = sharding.host_share(job.place, config.train.batch)
   stream = data.Stream(
     documents,
     length=config.train.length,
@@ -116,28 +159,29 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
     hosts=hosts,
     threads=config.data.threads,
   )
+  return documents, stream
 
-  like, one_step = compile_step(config, model, mesh)
 
+def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) -> None:
+  """From the newest checkpoint, or from the start, to the last step."""
+  config, like = job.config, job.like
   keep = config.checkpoint
   with Checkpoints(workdir / 'checkpoints', every=keep.every, keep=keep.keep) as checkpoints:
     if checkpoints.latest() is not None:
       done, params, rest, position = checkpoints.restore(
         params_like=like.params, state_like={'optimizer': like.optimizer, 'step': like.step}
       )
-      state = type(like)(params=params, **rest)
+      state = State(params=params, **rest)
       stream.restore(position)
       print(f'Resumed {workdir} after step {done}.')
     else:
       done = 0
-      init = functools.partial(init_state, model, make_optimizer(config.train))
+      init = functools.partial(init_state, job.model, make_optimizer(config.train))
       places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
       if config.init_from is not None:
         with Checkpoints(Path(config.init_from) / 'checkpoints') as source:
-          state = type(like)(
-            params=source.restore_params(like.params), optimizer=state.optimizer, step=state.step
-          )
+          state = dataclasses.replace(state, params=source.restore_params(like.params))
         print(f'Started from the parameters of {config.init_from}.')
 
     def save():
@@ -151,28 +195,23 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
     schedule = make_schedule(config.train)
     tokens = config.train.batch * config.train.length
     peak = cost.peak_flops(jax.devices()[0].device_kind)
-    flops = cost.flops_per_token(model, like.params, config.train.length)
+    flops = cost.flops_per_token(job.model, like.params, config.train.length)
     clock, counted, resumed = time.monotonic(), done, done
     with Metrics(workdir, total_steps=config.train.steps, resumed=done) as metrics:
       while done < config.train.steps and not stopping(stop, done, config.log.every):
         first = done == resumed
-        batch = sharding.put(next(stream), of_batch)
-        state, measured = one_step(state, spectrum, batch)
+        batch = sharding.put(next(stream), job.place)
+        state, measured = job.step(state, job.spectrum, batch)
         done += 1
         saving = checkpoints.due(done) or done == config.train.steps
         if first or saving or done % config.log.every == 0:
-          loss = float(measured['loss'])
-          if not math.isfinite(loss):
-            raise ValueError(
-              f'The loss is {loss} at step {done}. The last checkpoint is whole: lower '
-              '--config.train.learning_rate, or lengthen --config.train.warmup, and start again.'
-            )
+          loss, norm = finite(measured, done)
           rate = tokens * (done - counted) / (time.monotonic() - clock)
           values = {
             'loss': loss,
             'bits_per_byte': loss / math.log(2) / documents.bytes_per_token,
             'learning_rate': float(schedule(done - 1)),
-            'gradient_norm': float(measured['gradient_norm']),
+            'gradient_norm': norm,
           }
           if first:
             print(f'First step {time.monotonic() - began:.1f} s after the start.')
@@ -185,34 +224,30 @@ def train(config, model, mesh, tokenizer, workdir: Path, stop: Stop, began: floa
             save()
           clock, counted = time.monotonic(), done
       if done < config.train.steps and checkpoints.latest() != done:
+        if done > resumed:
+          finite(measured, done)
         save()
 
 
-def compile_step(config: ConfigDict, model: Decoder, mesh):
-  """What a state looks like and where its arrays live, and the jitted step, which donates it."""
-  optimizer = make_optimizer(config.train)
-  shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
-  places, whole = sharding.place(shapes, mesh), sharding.replicated(mesh)
-  like = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-  )
-  return like, jax.jit(
-    make_step(model, optimizer, config.train),
-    in_shardings=(places, whole, sharding.of_batch(mesh, config.train.batch)),
-    out_shardings=(places, whole),
-    donate_argnums=0,
-  )
+def finite(measured: dict, step: int) -> tuple[float, float]:
+  """Loss and gradient norm. Raises ValueError where one is not finite: it must not be saved."""
+  loss, norm = float(measured['loss']), float(measured['gradient_norm'])
+  if not (math.isfinite(loss) and math.isfinite(norm)):
+    raise ValueError(
+      f'At step {step} the loss is {loss} and its gradient {norm}, which is not saved. Lower '
+      '--config.train.learning_rate or lengthen --config.train.warmup, and start again, from the '
+      'last checkpoint or in another --workdir.'
+    )
+  return loss, norm
 
 
-def describe(config: ConfigDict, model: Decoder, mesh) -> None:
+def describe(job: Job) -> None:
   """Prints what would run: parameters, FLOPs, memory, mesh, attention. Compiles, runs nothing."""
-  spectrum = as_trained(model, config)
-  check_length(model, spectrum, config.train.length)
-  like, one_step = compile_step(config, model, mesh)
+  config, model, like, mesh = job.config, job.model, job.like, job.place.mesh
   shape = (config.train.batch, config.train.length)
   row = jax.ShapeDtypeStruct(shape, jnp.int32)
   batch = dict.fromkeys(('tokens', 'targets', 'positions', 'segments'), row)
-  compiled = one_step.lower(like, jax.tree.map(jnp.float32, spectrum), batch).compile()
+  compiled = job.step.lower(like, job.spectrum, batch).compile()
   choice = choose(
     model.attention,
     scores=model.scheme.scores,

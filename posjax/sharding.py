@@ -5,6 +5,7 @@
   tensor  parts of every matrix: heads, MLP units, vocabulary
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -82,6 +83,18 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     )
   shape = [devices // known if size == -1 else size for size in shape]
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def nearest_mesh(sizes: Mapping[str, int]) -> Mesh:
+  """The mesh of `sizes` where it fits, and else with smaller axes; `data` takes what is left.
+
+  For reading a run on another number of devices: a smaller axis divides what the larger one did.
+  """
+  left, shape = jax.device_count(), {}
+  for axis in reversed(AXES[1:]):
+    shape[axis] = left if sizes[axis] == -1 else math.gcd(left, sizes[axis])
+    left //= shape[axis]
+  return make_mesh(shape | {'data': left})
 
 
 def place(tree: Any, mesh: Mesh, rules=RULES) -> Any:

@@ -47,10 +47,10 @@ def make_schedule(train: ConfigDict) -> optax.Schedule:
     return optax.join_schedules([warm, rest], [train.warmup])
   if train.schedule == 'wsd':
     decay = round(train.decay * train.steps)
-    if decay > train.steps - train.warmup:
+    if not 0 <= decay <= train.steps - train.warmup:
       raise ValueError(
         f'A decay over {decay} steps does not fit after a warm-up of {train.warmup} of '
-        f'{train.steps} steps. Use a smaller --config.train.decay.'
+        f'{train.steps} steps. Use a smaller --config.train.decay, at least 0.'
       )
     stable, fall = optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)
     return optax.join_schedules([warm, stable, fall], [train.warmup, train.steps - decay])
@@ -126,6 +126,6 @@ def make_step(
       optimizer=optimizer_state,
       step=state.step + 1,
     )
-    return new, {'loss': nats / count, 'gradient_norm': optax.global_norm(grads)}
+    return new, {'loss': nats / count, 'gradient_norm': optax.tree.norm(grads)}
 
   return step
