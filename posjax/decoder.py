@@ -129,7 +129,9 @@ class Decoder(nn.Module):
         raise ValueError(
           f"model.{field} = '{getattr(self, field)}' is unknown. Use one of: {', '.join(allowed)}."
         )
-    for field in ('length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width'):
+    for field in (
+      'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
+    ):
       if getattr(self, field) is None or getattr(self, field) < 1:
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
     if self.heads % self.kv_heads:

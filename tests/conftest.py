@@ -12,6 +12,14 @@ def rng():
 
 
 @pytest.fixture
+def compile_quickly():
+  """For programs that take longer to compile than to run: half the time, without optimisations."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
 def tolerance():
   """Largest error of a sum of `terms` products of values around 1, as a function of its type.
 

@@ -66,7 +66,10 @@ def forget(strength, s_HIJ, tile):
   return s_HIJ + strength * (c_IH.T[:, :, None] - c_JH.T[:, None, :])
 
 
-FORM = {'dense': dense, 'tiled': functools.partial(tiled, sizes=(4, 3))}
+FORM = {
+  'dense': jax.jit(dense, static_argnums=5),
+  'tiled': jax.jit(functools.partial(tiled, sizes=(4, 3)), static_argnums=5),
+}
 
 
 @pytest.mark.parametrize('form', FORM)
@@ -78,8 +81,7 @@ def test_every_form_is_the_definition(rng, tolerance, form, H, G):
   slope_H = jnp.asarray(rng.normal(size=H), jnp.float32)
   both = rows(L, segments=[1] * 6 + [2] * 5 + [0] * 2)
   logits = Logits(scale=scale, mask=Mask(window=4), score=repel)
-  run = jax.jit(FORM[form], static_argnums=5)
-  got_LHV = run(q_LHK, k_LGK, v_LGV, both, both, logits, temperature, (slope_H,))
+  got_LHV = FORM[form](q_LHK, k_LGK, v_LGV, both, both, logits, temperature, (slope_H,))
   bias = lambda h, i, j: -float(slope_H[h]) * abs(i - j) ** 0.5
   exact = functools.partial(by_definition, q_LHK, k_LGK, v_LGV, both, both, scale, temperature)
   np.testing.assert_allclose(got_LHV, exact(4, bias), atol=tolerance(L * K))
@@ -195,6 +197,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
+@pytest.mark.usefixtures('compile_quickly')
 def test_tiled_equals_dense_in_values_and_gradients(case, tolerance):
   """To queries, keys, values, features of both, temperature and parameters of the score."""
   Lq, Lk, start, sizes, window, contiguous, segmented = CASES[case]

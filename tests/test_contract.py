@@ -20,6 +20,8 @@ from posjax.decoder import Decoder
 from posjax.extension import METHODS, applicable, extend
 from posjax.positions import Dims, Scheme
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 NAMES = positions.names()
 EPS = float(jnp.finfo(jnp.float32).eps)
 HOOKS = ('embed', 'query', 'key', 'features', 'score')
@@ -87,14 +89,6 @@ def small(name):
 def rounding(pos, logits_BLV):
   """Largest error of logits: their size times the rounding of sums, and of angles up to pos."""
   return np.abs(logits_BLV).max() * EPS * 64 * (8 + np.max(pos))
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """These programs are compiled more than they are run: half the time without optimisation."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -10,6 +10,8 @@ from posjax import positions
 from posjax.decoder import Decoder
 from posjax.loss import token_losses
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 B, L, V, D = 2, 11, 13, 8
 
 
@@ -33,11 +35,12 @@ def small():
 def test_the_loss_is_the_negative_log_likelihood_and_padding_has_none(tolerance):
   s = small()
   logits_BLV = np.float64(
-    s.model.apply(
+    jax.jit(s.model.apply)(
       {'params': s.params}, s.batch['tokens'], s.spectrum, s.batch['positions'], s.batch['segments']
     )
   )
-  loss_BL, log_z_BL = token_losses(s.model, s.params, s.spectrum, s.batch)
+  run = jax.jit(lambda params, batch: token_losses(s.model, params, s.spectrum, batch))
+  loss_BL, log_z_BL = run(s.params, s.batch)
   for b in range(B):
     for l in range(L):
       log_z = np.log(sum(np.exp(logits_BLV[b, l, v]) for v in range(V)))
@@ -93,5 +96,6 @@ def shapes(jaxpr):
 
 def test_without_segments_every_target_counts():
   s = small()
-  loss_BL, _ = token_losses(s.model, s.params, s.spectrum, {**s.batch, 'segments': None})
+  run = jax.jit(lambda params, batch: token_losses(s.model, params, s.spectrum, batch))
+  loss_BL, _ = run(s.params, {**s.batch, 'segments': None})
   assert (np.asarray(loss_BL) > 0).all()

@@ -46,7 +46,12 @@ def test_frequencies_fall_geometrically_from_one(width, theta):
 
 @pytest.mark.parametrize(
   ('width', 'theta', 'text'),
-  [(7, 1e4, 'width of 7'), (0, 1e4, 'width of 0'), (8, 1.0, 'theta > 1'), (8, -1e4, 'theta > 1')],
+  [
+    (7, 1e4, 'the width is 7'),
+    (0, 1e4, 'the width is 0'),
+    (8, 1.0, 'theta > 1'),
+    (8, -1e4, 'theta > 1'),
+  ],
 )
 def test_frequencies_that_cannot_be_are_refused(width, theta, text):
   with pytest.raises(ValueError, match=text):

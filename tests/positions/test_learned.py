@@ -82,5 +82,5 @@ def test_lengths_past_the_table_are_refused_before_anything_runs(factor):
   check_length(model, spectrum, end)
   with pytest.raises(ValueError, match=rf'{end} positions, but the sequence has {end + 1} tokens'):
     check_length(model, spectrum, end + 1)
-  with pytest.raises(ValueError, match='extension linear.* factor 100'):
+  with pytest.raises(ValueError, match=r'extension linear.* factor 100'):
     check_length(model, spectrum, 1000)

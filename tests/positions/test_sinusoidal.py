@@ -66,5 +66,5 @@ def test_positions_are_not_rounded_with_the_activations():
 
 def test_an_odd_width_is_refused():
   odd = positions.Dims(width=9, heads=1, kv_heads=1, head_width=4, length=8)
-  with pytest.raises(ValueError, match='width of 9 is impossible'):
+  with pytest.raises(ValueError, match=r'the width is 9\. Use an even one'):
     positions.make('sinusoidal').spectrum(odd)

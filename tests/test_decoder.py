@@ -1,0 +1,244 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posjax import positions
+from posjax.decoder import Decoder, check_length
+from posjax.norm import LayerNorm, RMSNorm
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
+B, L, V = 2, 7, 11
+SIZES = {
+  'length': 16, 'vocabulary': V, 'width': 8, 'layers': 2, 'heads': 4, 'kv_heads': 2,
+  'head_width': 6, 'mlp_width': 12, 'dtype': 'float32', 'attention': 'dense',
+}  # fmt: skip
+TOKENS_BL = np.random.default_rng(0).integers(V, size=(B, L))
+
+
+def decoder(**changes):
+  return Decoder(scheme=positions.Scheme(), **{**SIZES, **changes})
+
+
+@functools.cache
+def random_params(**changes):
+  """Weights of the initial size, norms and biases away from 1 and 0."""
+  rng, model = np.random.default_rng(1), decoder(**changes)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
+  return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+def by_definition(params, tokens_L, *, layers, H, G, K, mlp, norm, qk_norm, window=None):
+  """The model in float64, one token after the other; softmax attention without positions."""
+  p = jax.tree.map(np.float64, params)
+
+  def normalise(x, weights, kind):
+    if kind == 'layer':
+      y = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+      return y * weights['scale_D'] + weights['bias_D']
+    return x / np.sqrt((x * x).mean() + 1e-6) * weights['scale_D']
+
+  def feed(x, weights):
+    if mlp == 'gated':
+      gate = x @ weights['gate_DM']
+      return (gate / (1 + np.exp(-gate)) * (x @ weights['up_DM'])) @ weights['down_MD']
+    up = x @ weights['up_DM']
+    gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    return gelu @ weights['down_MD']
+
+  x_LD = p['embedding_VD'][tokens_L] * np.sqrt(p['embedding_VD'].shape[1])
+  for n in range(layers):
+    block = jax.tree.map(lambda w: w[n], p['blocks'])  # noqa: B023
+    a, heads = block['attention'], {'query': [], 'key': [], 'value': []}
+    for x in x_LD:
+      y = normalise(x, block['attention_norm'], norm)
+      for kind, count in (('query', H), ('key', G), ('value', G)):
+        vectors = [(y @ a[f'{kind}_DX'])[h * K : h * K + K] for h in range(count)]
+        if qk_norm and kind != 'value':
+          vectors = [normalise(v, a[f'{kind}_norm'], 'rms') for v in vectors]
+        heads[kind].append(vectors)
+    after_LD = []
+    for i, x in enumerate(x_LD):
+      out = []
+      for h in range(H):
+        g, first = h // (H // G), 0 if window is None else max(0, i - window + 1)
+        seen = range(first, i + 1)
+        s = np.array([heads['query'][i][h] @ heads['key'][j][g] / np.sqrt(K) for j in seen])
+        weight = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+        out.append(sum(w * heads['value'][j][g] for w, j in zip(weight, seen, strict=True)))
+      x = x + np.concatenate(out) @ a['output_XD']
+      after_LD.append(x + feed(normalise(x, block['mlp_norm'], norm), block['mlp']))
+    x_LD = np.stack(after_LD)
+  x_LD = np.stack([normalise(x, p['final_norm'], norm) for x in x_LD])
+  return x_LD @ (p['head_DV'] if 'head_DV' in p else p['embedding_VD'].T)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'kv_heads': 1, 'norm': 'layer', 'mlp': 'plain'},
+    {'kv_heads': 4, 'qk_norm': True, 'tied': True, 'window': 3},
+  ],
+  ids=['gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed'],
+)
+def test_the_model_is_its_definition(changes, tolerance):
+  model, params = decoder(**changes), random_params(**changes)
+  got_BLV = jax.jit(model.apply)({'params': params}, TOKENS_BL, model.spectrum())
+  settings = {'mlp': 'gated', 'norm': 'rms', 'qk_norm': False, 'window': None, **changes}
+  G = settings.pop('kv_heads', 2)
+  settings.pop('tied', None)
+  for b in range(B):
+    exact_LV = by_definition(params, TOKENS_BL[b], layers=2, H=4, G=G, K=6, **settings)
+    size = np.abs(exact_LV).max()
+    np.testing.assert_allclose(got_BLV[b], exact_LV, atol=size * tolerance(L * 12))
+  assert ('head_DV' in params) == (not model.tied)
+
+
+@pytest.mark.parametrize('remat', ['block', 'dots'])
+def test_computing_layers_again_changes_neither_values_nor_gradients(remat):
+  params = random_params()
+
+  def total(remat, params):
+    model = decoder(remat=remat, attention='tiled')
+    return jnp.sum(model.apply({'params': params}, TOKENS_BL, model.spectrum()) ** 2)
+
+  run = jax.jit(jax.value_and_grad(total, 1), static_argnums=0)
+  kept, again = run('none', params), run(remat, params)
+  for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(kept), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def equations(jaxpr):
+  inner = [
+    getattr(p, 'jaxpr', p)
+    for e in jaxpr.eqns
+    for p in jax.tree.leaves(
+      list(e.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr') or hasattr(x, 'eqns')
+    )
+  ]
+  return len(jaxpr.eqns) + sum(equations(j) for j in inner if hasattr(j, 'eqns'))
+
+
+def test_the_program_does_not_grow_with_depth():
+  def size(layers):
+    model = decoder(layers=layers)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())
+    total = jax.grad(lambda params: model.apply(params, TOKENS_BL, model.spectrum()).sum())
+    return equations(jax.make_jaxpr(total)(shapes).jaxpr)
+
+  assert size(2) == size(6) > 100
+
+
+def test_layers_have_weights_of_their_own_and_norms_start_at_one():
+  model = decoder(norm='layer', width=64, vocabulary=300)
+  params = jax.jit(model.init)(jax.random.key(0), TOKENS_BL, model.spectrum())['params']
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+  blocks = params['blocks']
+  for weight in ('query_DX', 'key_DX', 'value_DX', 'output_XD'):
+    first, second = blocks['attention'][weight]
+    assert not np.allclose(first, second)
+  assert (np.asarray(blocks['mlp_norm']['scale_D']) == 1).all()
+  assert (np.asarray(blocks['mlp_norm']['bias_D']) == 0).all()
+  for weight, deviation in (
+    (params['embedding_VD'], 64**-0.5),
+    (params['head_DV'], 64**-0.5),
+    (blocks['attention']['query_DX'], 64**-0.5),
+    (blocks['attention']['output_XD'], (24 * 4) ** -0.5),  # H K = 24, two blocks of two sums
+    (blocks['mlp']['gate_DM'], 64**-0.5),
+    (blocks['mlp']['down_MD'], (12 * 4) ** -0.5),
+  ):
+    assert abs(float(weight.std()) / deviation - 1) < 5 / (2 * weight.size) ** 0.5
+
+
+@pytest.mark.parametrize('name', positions.names())
+def test_positions_that_count_along_the_row_are_the_default(name):
+  """Also where they are given per row, promised to be contiguous or not."""
+  model = Decoder(scheme=positions.make(name), **SIZES)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda x: jnp.float32(0.4 * rng.normal(size=x.shape)), shapes)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def logits(positions_BL, contiguous):
+    return model.apply(
+      {'params': params}, TOKENS_BL, model.spectrum(), positions_BL, contiguous=contiguous
+    )
+
+  default, count_BL = logits(None, False), np.tile(np.arange(L), (B, 1))
+  atol = 1e-4 * float(jnp.abs(default).max())
+  np.testing.assert_allclose(logits(count_BL, False), default, atol=atol)
+  np.testing.assert_allclose(logits(count_BL, True), default, atol=atol)
+
+
+@pytest.mark.parametrize('remat', ['none', 'block'])
+def test_bfloat16_activations_give_float32_logits_and_gradients(remat):
+  model, params = decoder(dtype='bfloat16', remat=remat), random_params()
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def total(params):
+    logits_BLV = model.apply({'params': params}, TOKENS_BL, model.spectrum())
+    hidden_BLD = model.apply({'params': params}, TOKENS_BL, model.spectrum(), method='hidden')
+    return jnp.sum(logits_BLV**2), (logits_BLV, hidden_BLD)
+
+  (_, (logits_BLV, hidden_BLD)), grads = total(params)
+  assert (logits_BLV.dtype, hidden_BLD.dtype) == (jnp.float32, jnp.bfloat16)
+  exact_LV = by_definition(
+    params, TOKENS_BL[0], layers=2, H=4, G=2, K=6, mlp='gated', norm='rms', qk_norm=False
+  )
+  # Some ten roundings of 2^-8 between embedding and logits.
+  assert np.abs(logits_BLV[0] - exact_LV).max() < 10 * 2**-8 * np.abs(exact_LV).max()
+  for grad in jax.tree.leaves(grads):
+    assert grad.dtype == jnp.float32
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'text'),
+  [
+    ({'kv_heads': 3}, '4 query heads cannot share 3 key/value heads evenly'),
+    ({'mlp': 'gatde'}, r"model.mlp = 'gatde' is unknown. Use one of: gated, plain"),
+    ({'norm': 'batch'}, r"model.norm = 'batch' is unknown. Use one of: rms, layer"),
+    ({'dtype': 'float64'}, "model.dtype = 'float64' is unknown"),
+    ({'remat': 'all'}, r"model.remat = 'all' is unknown. Use one of: none, block, dots"),
+    ({'attention': 'flash'}, r"model.attention = 'flash' is unknown. Use one of: auto, dense"),
+    ({'layers': 0}, r'model.layers = 0. Use a whole number >= 1'),
+    ({'vocabulary': None}, 'model.vocabulary = None'),
+    ({'mlp_width': 0}, r'model.mlp_width = 0. Use a whole number >= 1'),
+  ],
+)
+def test_sizes_and_words_that_cannot_be_are_refused(changes, text):
+  with pytest.raises(ValueError, match=text):
+    decoder(**changes)
+
+
+def test_a_window_of_no_keys_is_refused():
+  model = decoder(window=0)
+  with pytest.raises(ValueError, match='window of 0 keys'):
+    jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())
+
+
+def test_any_length_fits_a_scheme_without_a_table():
+  check_length(decoder(), decoder().spectrum(), 10**9)
+
+
+@pytest.mark.parametrize(('norm', 'centre'), [(RMSNorm(), False), (LayerNorm(), True)])
+def test_norms_are_computed_in_float32_whatever_comes_in(rng, norm, centre):
+  """Sums of squares of bfloat16 values around 300 would lose the small ones."""
+  x_LD = jnp.asarray(300 + 10 * rng.normal(size=(4, 64)), jnp.bfloat16)
+  scale_D = rng.normal(size=64)
+  params = {'scale_D': jnp.float32(scale_D)}
+  bias_D = rng.normal(size=64) * centre
+  if centre:
+    params['bias_D'] = jnp.float32(bias_D)
+  y_LD = norm.apply({'params': params}, x_LD)
+  x = np.float64(x_LD)
+  x = x - x.mean(-1, keepdims=True) * centre
+  exact_LD = x / np.sqrt((x * x).mean(-1, keepdims=True) + norm.epsilon) * scale_D + bias_D
+  assert y_LD.dtype == jnp.bfloat16
+  half = float(jnp.finfo(jnp.bfloat16).eps) / 2
+  np.testing.assert_allclose(np.float64(y_LD), exact_LD, rtol=1.01 * half, atol=1e-5)
