@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import posjax.attend
 from posjax.attend import FORMS, Logits, Mask, Rows, Tile, attend, choose, dense, tiled
 from posjax.attend.fused import splash
 from posjax.attend.rows import spread
@@ -360,6 +361,21 @@ def test_a_fused_form_refuses_a_score(rng):
       attend(
         q_BLHK, k_BLGK, v_BLGV, batch, batch, Logits(scale=1.0, score=repel), form=form
       )
+
+
+@pytest.mark.parametrize('form', ['cudnn', 'splash'])
+def test_the_temperature_of_a_fused_form_is_not_rounded_to_bfloat16(rng, form, monkeypatch):
+  """1.3 would become 1.296875; rounding its products instead leaves no error on average."""
+  given = {}
+  monkeypatch.setattr(
+    posjax.attend, form, lambda q_BLHK, k, v, rows_B, logits: given.update(q=q_BLHK)
+  )
+  q_BLHK = jnp.asarray(rng.normal(size=(1, 500, 4, 8)), jnp.bfloat16)
+  batch = Rows(index_L=jnp.arange(500), pos_L=jnp.arange(500)[None])
+  attend(q_BLHK, q_BLHK, q_BLHK, batch, batch, Logits(scale=1.0), jnp.float32(1.3), (), form)
+  before, after = np.float64(q_BLHK), np.float64(given['q'])
+  assert given['q'].dtype == jnp.bfloat16
+  assert abs((after * before).sum() / (before**2).sum() / 1.3 - 1) < 2**-9 / 500**0.5
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,9 @@ def attend(
     if logits.score is not None:
       raise ValueError(f"'{form}' cannot run a score. Use 'tiled', or the scheme's columns.")
     fused = cudnn if form == 'cudnn' else splash
-    return fused(q_BLHK * jnp.asarray(temperature, q_BLHK.dtype), k_BLGK, v_BLGV, query_B, logits)
+    # In float32: a temperature rounded to bfloat16 would be off by up to 0.2 % on every logit.
+    q_BLHK = (q_BLHK.astype(jnp.float32) * temperature).astype(q_BLHK.dtype)
+    return fused(q_BLHK, k_BLGK, v_BLGV, query_B, logits)
   operator = {'dense': dense, 'tiled': tiled}[form]
 
   def one_sequence(q_LHK, k_LGK, v_LGV, query, key):

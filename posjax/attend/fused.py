@@ -73,7 +73,8 @@ def splash(
   segments = None
   if query_B.segment_L is not None:
     segments = splash_lib.SegmentIds(q=query_B.segment_L, kv=query_B.segment_L)
-  q_BHLK = heads_first(widen(q_BLHK * jnp.asarray(logits.scale, q_BLHK.dtype)))
+  scaled_BLHK = (q_BLHK.astype(jnp.float32) * logits.scale).astype(q_BLHK.dtype)
+  q_BHLK = heads_first(widen(scaled_BLHK))
   k_BHLK, v_BHLK = (
     heads_first(widen(jnp.repeat(x, H // G, axis=2))) for x in (k_BLGK, v_BLGV)
   )
