@@ -64,8 +64,8 @@ def main(words: Sequence[str]) -> None:
   with Run(flags.workdir, config) as run, Stop() as stop:
     if jax.process_index() == 0:
       tokenizer.save(run.workdir)
-    train(job, documents, stream, run.workdir, stop, began)
-  if stop.asked:
+    stopped = train(job, documents, stream, run.workdir, stop, began)
+  if stopped:
     print(f'Stopped. The same command resumes from {run.workdir}.')
   elif evaluation:
     evaluate_run(run.workdir, evaluation)
@@ -162,8 +162,8 @@ def read(job: Job, tokenizer) -> tuple[data.Documents, data.Stream]:
   return documents, stream
 
 
-def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) -> None:
-  """From the newest checkpoint, or from the start, to the last step."""
+def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) -> bool:
+  """From the newest checkpoint, or from the start, to the last step, or until asked to stop."""
   config, like = job.config, job.like
   keep = config.checkpoint
   with Checkpoints(workdir / 'checkpoints', every=keep.every, keep=keep.keep) as checkpoints:
@@ -227,6 +227,7 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
         if done > resumed:
           finite(measured, done)
         save()
+  return agree(stop)
 
 
 def finite(measured: dict, step: int) -> tuple[float, float]:
@@ -269,10 +270,13 @@ def describe(job: Job) -> None:
 
 def stopping(stop: Stop, done: int, every: int) -> bool:
   """Whether to stop now; several processes agree on it, every `every` steps."""
+  return (jax.process_count() == 1 or done % every == 0) and agree(stop)
+
+
+def agree(stop: Stop) -> bool:
+  """Whether any process was asked to stop: all of them save, or all of them evaluate."""
   if jax.process_count() == 1:
     return stop.asked
-  if done % every:
-    return False
   return bool(multihost_utils.process_allgather(np.array(stop.asked)).any())
 
 

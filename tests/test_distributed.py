@@ -1,0 +1,147 @@
+"""Two processes, as on two hosts, train what one does."""
+
+import json
+import signal
+import socket
+
+import jax
+import pytest
+from e2e import assert_close, caches, finish, launch, stored, train_here, wait_for_step, words
+
+from posjax import metrics, sharding
+
+LIKE = ('log.every=1', 'checkpoint.every=100')
+VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID',
+             'JOB_COMPLETION_INDEX', 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES')  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  with caches(tmp_path_factory):
+    yield
+
+
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+  return train_here(tmp_path_factory.mktemp('one') / 'run', *LIKE)
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
+def flags(process, port):
+  return [f'--coordinator=localhost:{port}', '--processes=2', f'--process={process}'], {}
+
+
+def variables(process, port):
+  return [], {
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+    'JAX_NUM_PROCESSES': '2',
+    'JAX_PROCESS_ID': str(process),
+  }
+
+
+def kubernetes(process, port):
+  told = variables(process, port)[1]
+  del told['JAX_PROCESS_ID']
+  return [], told | {'JOB_COMPLETION_INDEX': str(process)}
+
+
+def slurm(process, port):
+  # JAX derives the port of the coordinator from the job's number.
+  job = port - (65535 - 2**12)
+  return [], {
+    'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2',
+    'SLURM_PROCID': str(process), 'SLURM_LOCALID': '0', 'SLURM_JOB_NUM_NODES': '2',
+  }  # fmt: skip
+
+
+def launch_two(workdir, *settings, told=(flags, flags), port=None, devices=1):
+  port = port or free_port()
+  processes = []
+  for number, tell in enumerate(told):
+    extra, environment = tell(number, port)
+    command = words(workdir, *LIKE, *settings)
+    processes.append(launch('train.py', *command, *extra, devices=devices, **environment))
+  return processes
+
+
+def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(one_process, tmp_path):
+  # One is told by flags, the other by variables: they must understand each other.
+  first, second = launch_two(tmp_path / 'run', told=(flags, variables))
+  _, err = finish(first)
+  _, silent = finish(second)
+  assert_close(metrics.read(tmp_path / 'run'), one_process)
+  assert 'step 6/6' in err and 'step ' not in silent
+  assert len(json.loads((tmp_path / 'run' / 'revision.json').read_text())) == 1
+  assert '2 x ' in json.loads((tmp_path / 'run' / 'revision.json').read_text())[0]['devices']
+  assert stored(tmp_path / 'run')[0] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tell', [kubernetes, slurm])
+def test_two_processes_find_each_other_through_their_launcher(tell, one_process, tmp_path):
+  port = free_port()
+  if tell is slurm:  # the only ports that JAX may choose there
+    port = 65535 - 2**12 + port % 2**12
+  for process in launch_two(tmp_path / 'run', told=(tell, tell), port=port):
+    finish(process)
+  assert_close(metrics.read(tmp_path / 'run'), one_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'mesh', [('mesh.data=1', 'mesh.fsdp=8'), ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')]
+)
+def test_two_processes_of_four_devices_share_one_model(mesh, tmp_path):
+  rows = train_here(tmp_path / 'one', *LIKE, 'train.batch=8')
+  for process in launch_two(tmp_path / 'two', 'train.batch=8', *mesh, devices=4):
+    finish(process)
+  assert_close(metrics.read(tmp_path / 'two'), rows)
+  assert stored(tmp_path / 'two')[0] == 6
+
+
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path):
+  first, second = launch_two(tmp_path / 'run', 'train.steps=400')
+  wait_for_step(first, 10)
+  second.send_signal(signal.SIGTERM)
+  out, _ = finish(first)
+  _, err = finish(second)
+  assert 'Stopped. The same command resumes' in out and 'SIGTERM: saving' in err
+  step, _, position = stored(tmp_path / 'run')
+  assert 10 <= step < 400 and position['step'] == step
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+  for name in VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('SLURM_NTASKS', '1')  # an allocation of one task is one process
+  monkeypatch.setenv('JOB_COMPLETION_INDEX', '3')  # as is each of a job that has no coordinator
+  sharding.start()
+  assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+  ('told', 'missing'),
+  [
+    ({'coordinator': 'a:1'}, '--processes, --process is missing'),
+    ({'count': 2, 'index': 0}, '--coordinator is missing'),
+    ({'coordinator': 'a:1', 'index': 0}, '--processes is missing'),
+  ],
+)
+def test_half_of_the_story_is_refused_with_what_is_missing(told, missing, monkeypatch):
+  for name in VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  with pytest.raises(ValueError, match=rf'{missing}\. Give all three .*JAX_PROCESS_ID'):
+    sharding.start(**told)
+
+
+def test_variables_complete_flags(monkeypatch):
+  for name in VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
+  with pytest.raises(ValueError, match=r', --process is missing'):
+    sharding.start(coordinator='a:1')
