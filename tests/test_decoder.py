@@ -133,6 +133,35 @@ def test_the_program_does_not_grow_with_depth():
   assert size(2) == size(6) > 100
 
 
+@pytest.mark.parametrize('own', [True, False])
+def test_a_scheme_learns_per_layer_or_once_for_all_layers(own):
+  class Lift(positions.Scheme):
+    per_layer = own
+
+    def init(self, key, dims):
+      return {'lift_HK': jnp.zeros((dims.heads, dims.head_width))}
+
+    def query(self, params, spectrum, q_LHK, pos_L):
+      return q_LHK + params['lift_HK']
+
+  model, params = Decoder(scheme=Lift(), **SIZES), random_params()
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
+  where = shapes['blocks'] if own else shapes
+  assert where['position']['lift_HK'].shape == ((2, 4, 6) if own else (4, 6))
+
+  def change(lift):
+    learned = {'position': {'lift_HK': lift}}
+    full = {**params, 'blocks': {**params['blocks'], **learned}} if own else {**params, **learned}
+    plain = decoder().apply({'params': params}, TOKENS_BL, model.spectrum())
+    return np.abs(model.apply({'params': full}, TOKENS_BL, model.spectrum()) - plain).max()
+
+  zeros = np.zeros(where['position']['lift_HK'].shape, np.float32)
+  ones = zeros.copy()
+  ones[-1] = 1  # of the last layer, or of the last head
+  assert change(zeros) == 0
+  assert change(ones) > 1e-3
+
+
 def test_layers_have_weights_of_their_own_and_norms_start_at_one():
   model = decoder(norm='layer', width=64, vocabulary=300)
   params = jax.jit(model.init)(jax.random.key(0), TOKENS_BL, model.spectrum())['params']
