@@ -112,4 +112,6 @@ def smoke(config: ConfigDict) -> ConfigDict:
   config.train.warmup = 2
   config.checkpoint.every = 3
   config.log.every = 2
+  if config.eval is not None:
+    config.eval += ':smoke'
   return config

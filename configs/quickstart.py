@@ -19,6 +19,6 @@ def get_config(variant: str = ''):
   config.model.mlp_width = 352
   config.train.length = 128
   config.train.batch = 32
-  config.train.steps = 1000
+  config.train.steps = 500
   config.eval = 'configs/eval/extend.py'
   return base.experiment(config, variant)

@@ -148,7 +148,7 @@ def revision() -> dict[str, Any]:
       versions[package] = None
   return {
     'date': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
-    'command': shlex.join([sys.executable, *sys.argv]),
+    'command': shlex.join(['python', *sys.argv]),
     'git': _git(HOUSE),
     'python': platform.python_version(),
     'packages': versions,
