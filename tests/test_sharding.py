@@ -20,6 +20,7 @@ from e2e import (
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+import eval as evaluation
 import train
 from posjax import metrics, positions, sharding
 from posjax.config import load
@@ -82,7 +83,7 @@ import json, sys
 sys.path[:0] = ['.', 'tests']
 import jax
 from jax import numpy as jnp
-import e2e, train
+import e2e, eval, train
 from posjax import sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
@@ -113,6 +114,8 @@ for mesh in ({'data': 8, 'fsdp': 1, 'tensor': 1}, dict(config.mesh)):
   program = job.step.lower(job.like, job.spectrum, batch).compile()
   compiled[str(list(mesh.values()))] = program.as_text()
 
+eval.main([f'--workdir={source}/..', '--eval=configs/eval/base.py:smoke', '--eval.name=on_eight'])
+
 near = [{'data': -1, 'fsdp': 16, 'tensor': 1}, {'data': 1, 'fsdp': 3, 'tensor': 4},
         {'data': 2, 'fsdp': -1, 'tensor': 2}]
 near = [list(sharding.nearest_mesh(sizes).shape.values()) for sizes in near]
@@ -129,7 +132,7 @@ def inspected(one_device, tmp_path_factory):
   overrides = [f'--config.{setting}' for setting in (*LIKE, *MESHES['all'])]
   arguments = (one_device / 'checkpoints', copy / 'checkpoints', *overrides)
   out, _ = finish(launch('-c', INSPECT, *arguments, devices=8))
-  return {'run': copy, **json.loads(out)}
+  return {'run': copy, **json.loads(out.splitlines()[-1])}
 
 
 def test_each_device_holds_a_part_of_every_matrix_and_of_its_optimizer_state(inspected):
@@ -197,6 +200,16 @@ def test_another_machine_gets_the_nearest_mesh_that_fits_it(inspected):
   assert inspected['near'] == [[1, 8, 1], [2, 1, 4], [1, 4, 2]]
   one = {'data': 1, 'fsdp': 1, 'tensor': 1}
   assert sharding.nearest_mesh({'data': 4, 'fsdp': -1, 'tensor': 8}).shape == one
+
+
+def test_a_run_is_evaluated_on_any_number_of_devices(inspected, eight_devices, one_device):
+  once = '--eval=configs/eval/base.py:smoke'
+  for workdir in (one_device, eight_devices / 'all'):
+    evaluation.main([f'--workdir={workdir}', once])
+  folders = (one_device / 'evaluation', eight_devices / 'all' / 'evaluation')
+  files = (folders[0] / 'base.json', folders[0] / 'on_eight.json', folders[1] / 'base.json')
+  losses = [json.loads(file.read_text())['rows'][0]['loss'] for file in files]
+  np.testing.assert_allclose(losses, losses[0], rtol=0, atol=1e-5)
 
 
 # --- refusals -------------------------------------------------------------------------------------

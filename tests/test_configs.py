@@ -1,0 +1,117 @@
+"""Every config runs, states its scheme's hyperparameters in full, and loads without JAX."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from e2e import ROOT, caches, train_here, words
+
+import train
+from posjax import positions
+from posjax.config import flatten, from_json, load, to_json
+
+EXPERIMENTS = sorted(
+  path.stem for path in (ROOT / 'configs').glob('[!_]*.py') if path.stem != 'base'
+)
+EVALUATIONS = sorted(path.stem for path in (ROOT / 'configs' / 'eval').glob('[!_]*.py'))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  with caches(tmp_path_factory):
+    yield
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """A run of the quickstart, for the configs that continue one."""
+  workdir = tmp_path_factory.mktemp('source') / 'run'
+  train_here(workdir, config='configs/quickstart.py:smoke')
+  return workdir
+
+
+def source_of(name, request) -> list[str]:
+  """What a config that continues a run lacks: the run."""
+  continues = load(f'configs/{name}.py').extension.name != 'none'
+  return [f'init_from={request.getfixturevalue("source")}'] if continues else []
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_every_config_trains_evaluates_and_reports(name, request, tmp_path, capsys):
+  """At one length; at its own lengths where marked slow."""
+  rows = train_here(
+    tmp_path / 'run',
+    *source_of(name, request),
+    config=f'configs/{name}.py:smoke',
+    evaluate='configs/eval/base.py:smoke',
+  )
+  config = load(f'configs/{name}.py:smoke')
+  assert rows[-1]['step'] == config.train.steps and rows[-1]['loss'] < rows[0]['loss']
+  assert capsys.readouterr().out.endswith(f'Report: {tmp_path}/run/report.html\n')
+  results = json.loads((tmp_path / 'run' / 'evaluation' / 'base.json').read_text())
+  assert results['rows'] and results['facts']['scheme'] == config.position.name
+  assert '<svg' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_every_config_runs_as_its_command_says(name, request, tmp_path):
+  settings = source_of(name, request)
+  config = load(f'configs/{name}.py:smoke')
+  train.main(words(tmp_path / 'run', *settings, config=f'configs/{name}.py:smoke')[:2]
+             + [f'--config.{setting}' for setting in settings])  # fmt: skip
+  evaluation = load(config.eval, flag='eval', base='configs/eval/base.py').name
+  results = json.loads((tmp_path / 'run' / 'evaluation' / f'{evaluation}.json').read_text())
+  assert len(results['lengths']) == 4
+
+
+@pytest.mark.parametrize('name', positions.names())
+def test_every_scheme_has_a_config_that_states_its_hyperparameters(name):
+  fields = {field.name: field.default for field in dataclasses.fields(positions.find(name))}
+  assert dict(load(f'configs/{name}.py').position) == {'name': name, **fields}
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('variant', ['', ':smoke'])
+def test_every_config_has_all_keys_of_base_and_no_other(name, variant):
+  config = load(f'configs/{name}.py{variant}')
+  keys = {key for key in flatten(config) if not key.startswith(('position.', 'extension.'))}
+  base = {key for key in flatten(load('configs/base.py')) if not key.startswith(
+    ('position.', 'extension.'))}  # fmt: skip
+  assert keys == base
+  assert from_json(to_json(config)) == config  # it is stored beside the run
+
+
+@pytest.mark.parametrize('name', EVALUATIONS)
+@pytest.mark.parametrize('variant', ['', ':smoke'])
+def test_every_evaluation_has_all_keys_of_its_base_and_no_other(name, variant):
+  config = load(f'configs/eval/{name}.py{variant}', flag='eval', base='configs/eval/base.py')
+  base = load('configs/eval/base.py', flag='eval', base='configs/eval/base.py')
+  assert flatten(config).keys() == flatten(base).keys()
+  assert config.name == name
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_every_config_opens_with_its_command(name):
+  text = (ROOT / 'configs' / f'{name}.py').read_text()
+  assert f'\n  python train.py --config=configs/{name}.py ' in text
+  with pytest.raises(ValueError, match=r"No variant 'smok' of this config. Use .*FILE:smoke"):
+    load(f'configs/{name}.py:smok')
+
+
+LOAD = """
+import sys
+sys.path.insert(0, '.')
+import importlib
+for name in sys.argv[1:]:
+  importlib.import_module(name).get_config()
+print(sorted({name.split('.')[0] for name in sys.modules} & {'jax', 'jaxlib', 'flax', 'posjax'}))
+"""
+
+
+def test_configs_are_plain_data_they_load_without_jax_and_without_posjax():
+  names = [f'configs.{n}' for n in EXPERIMENTS] + [f'configs.eval.{n}' for n in EVALUATIONS]
+  out = subprocess.check_output([sys.executable, '-c', LOAD, *names], cwd=ROOT, text=True)
+  assert out == '[]\n'
