@@ -255,6 +255,7 @@ def describe(job: Job) -> None:
     factorises=model.scheme.factorises,
     packed=True,
     length=config.train.length,
+    width=model.head_width,
     dtype=model.compute_dtype,
   )
   print(cost.describe_parameters(like.params))

@@ -37,7 +37,7 @@ def where() -> dict[str, str]:
     'device': f'{jax.device_count()} x {kind}',
     'python': platform.python_version(),
     'jax': jax.__version__,
-    'command': shlex.join(['python', *sys.argv]),
+    'command': 'python -m ' + shlex.join([f'benchmarks.{Path(sys.argv[0]).stem}', *sys.argv[1:]]),
     'date': datetime.date.today().isoformat(),
   }
 

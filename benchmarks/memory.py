@@ -1,19 +1,21 @@
-"""Peak memory of a training step against its length: batch 1, each measurement a process of its own.
+"""Peak memory of a training step by length: batch 1, each measurement in a process of its own.
 
   python -m benchmarks.memory --json=benchmarks/results/memory.json
   python -m benchmarks.memory --schemes rope t5 --lengths 2048 4096
 
-The model: d_model 256, 2 layers, 8 heads of 32, plain MLP of 1024, 256 ids, float32, AdamW. Two
-steps are run; peak is the process's largest resident set, `step` is that less what it was before
-the first one.
+The model: d_model 256, 2 layers, 8 heads of 32, plain MLP of 1024, 256 ids, float32, AdamW. Peak
+is the process's largest resident set after one step; `step` is that less what it was before.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 
-from benchmarks import measure
+import jax
+
+from benchmarks import measure, training
 from posjax import positions
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
@@ -41,31 +43,23 @@ def main():
       results[name][str(length)] = row
       print(
         f'{name:12} {length:6,} tokens  peak {row["peak"] / 2**20:7,.0f} MiB  '
-        f'step {row["step"] / 2**20:7,.0f} MiB {growth}  {row["seconds"]:6.1f} s',
+        f'step {row["step"] / 2**20:7,.0f} MiB {growth}',
         flush=True,
       )
   measure.write(flags.json, {'unit': 'bytes', 'results': results})
 
 
-def peak(name: str, length: int) -> dict[str, float]:
-  """Runs two training steps of one scheme at one length; bytes, and seconds of the second step."""
-  import resource
-  import time
-
-  import jax
-
-  from benchmarks import training
-
-  def resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
+def peak(name: str, length: int) -> dict[str, int]:
+  """Runs one training step of a scheme at a length, in this process; bytes."""
   run = training.ours(name, 1, length, layers=2)
   before = resident()
   jax.block_until_ready(run())
-  began = time.perf_counter()
-  jax.block_until_ready(run())
-  seconds = time.perf_counter() - began
-  return {'peak': resident(), 'step': resident() - before, 'seconds': seconds}
+  return {'peak': resident(), 'step': resident() - before}
+
+
+def resident() -> int:
+  """Largest resident set of this process so far, in bytes."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == '__main__':

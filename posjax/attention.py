@@ -67,6 +67,7 @@ def position_and_attend(scheme, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B,
     factorises=scheme.factorises,
     packed=rows_B.segment_L is not None,
     length=q_BLHK.shape[1],
+    width=q_BLHK.shape[-1],
     dtype=q_BLHK.dtype,
   )
 

@@ -132,6 +132,11 @@ def extend(spectrum: Spectrum, *, name: str, **settings) -> Spectrum:
   if name not in METHODS:
     raise ValueError(f"No extension '{name}'. There are: {', '.join(METHODS)}.")
   if name == 'none':
+    if settings.get('factor') not in (None, 1):
+      raise ValueError(
+        f"Extension 'none' with factor {settings['factor']} would leave everything as trained. "
+        f'Name a method: {", ".join(applicable(spectrum)[1:]) or "this scheme has none"}.'
+      )
     return spectrum
   known = set(inspect.signature(METHODS[name]).parameters) - {'spectrum'}
   if unknown := sorted(set(settings) - known):

@@ -307,7 +307,8 @@ def test_rows_of_a_batch_are_attended_one_by_one(rng, form):
 
 
 PLAIN = {
-  'scores': False, 'factorises': False, 'packed': False, 'length': 256, 'dtype': jnp.bfloat16,
+  'scores': False, 'factorises': False, 'packed': False, 'length': 256, 'width': 64,
+  'dtype': jnp.bfloat16,
 }  # fmt: skip
 
 
@@ -318,6 +319,11 @@ PLAIN = {
     ('gpu', {}, 'cudnn', 'fused kernel of gpu'),
     ('gpu', {'dtype': jnp.float32}, 'tiled', 'not cudnn: it takes bfloat16 or float16'),
     ('gpu', {'packed': True}, 'tiled', 'not cudnn: it takes packed documents only as'),
+    ('gpu', {'width': 128}, 'cudnn', 'fused kernel of gpu'),
+    ('gpu', {'width': 136}, 'tiled', 'heads of up to 128, not 136'),
+    (
+      'gpu', {'width': 128, 'scores': True, 'factorises': True}, 'tiled', 'up to 128, not 144'
+    ),
     ('gpu', {'scores': True}, 'tiled', 'not cudnn: the scheme changes logits'),
     ('gpu', {'scores': True, 'factorises': True}, 'cudnn', 'bias as columns'),
     ('tpu', {}, 'splash', 'fused kernel of tpu'),

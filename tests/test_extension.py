@@ -172,3 +172,11 @@ def test_a_factor_of_one_changes_nothing_and_a_factor_near_one_next_to_nothing(n
     spectrum = extend(trained, name=name, **settings)
     np.testing.assert_allclose(spectrum.frequency_F, trained.frequency_F, rtol=rtol)
     np.testing.assert_allclose(spectrum.temperature, 1, rtol=rtol)
+
+
+def test_a_factor_without_a_method_is_refused_and_names_the_methods():
+  with pytest.raises(ValueError, match='factor 4 would leave everything'):
+    extend(Spectrum(frequency_F=np.array([1.0, 0.1])), name='none', factor=4)
+  with pytest.raises(ValueError, match='this scheme has none'):
+    extend(Spectrum(), name='none', factor=4)
+  assert extend(Spectrum(), name='none', factor=1.0, trained_length=8) == Spectrum()

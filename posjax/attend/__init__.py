@@ -47,6 +47,7 @@ def choose(
   factorises: bool,
   packed: bool,
   length: int,
+  width: int,
   dtype,
   platform: str | None = None,
 ) -> Choice:
@@ -56,7 +57,7 @@ def choose(
     form: one of FORMS, or 'auto'.
     scores: the scheme changes logits; factorises: it offers the change as columns instead.
     packed: rows hold several documents, told apart by segments.
-    length: tokens of a row.
+    length: tokens of a row; width: of a head.
     dtype: of queries, keys and values.
     platform: 'cpu', 'gpu' or 'tpu'; the one JAX runs on by default.
 
@@ -64,7 +65,7 @@ def choose(
   """
   platform = platform or jax.default_backend()
   obstacle = {
-    'cudnn': _cudnn_obstacle(platform, packed, dtype),
+    'cudnn': _cudnn_obstacle(platform, packed, width + 16 * scores, dtype),
     'splash': _splash_obstacle(platform, length),
   }
   if scores and not factorises:
@@ -86,11 +87,13 @@ def choose(
   return Choice(fused, f'fused kernel of {platform}' + (', bias as columns' if scores else ''))
 
 
-def _cudnn_obstacle(platform, packed, dtype) -> str | None:
+def _cudnn_obstacle(platform, packed, width, dtype) -> str | None:
   if platform not in ('gpu', 'cuda'):
     return f'it needs an NVIDIA GPU, and this is {platform}'
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return f'it takes bfloat16 or float16, not {jnp.dtype(dtype)}'
+  if width > 128:  # before Hopper; from there on 256, which nobody has tried here
+    return f'it takes heads of up to 128, not {width} (columns counted as 16)'
   if packed:
     return 'it takes packed documents only as an L x L mask'
   return None

@@ -70,7 +70,7 @@ def prepare(data_dir: pathlib.Path) -> Sotu:
   """Writes the data set as array_record under `data_dir`, unless it is there."""
   build = functools.partial(Sotu, data_dir=data_dir, file_format='array_record')
   builder = build()
-  # TFDS announces a download to stdout and draws bars; nothing is downloaded, and it takes a second.
+  # TFDS announces a download and draws bars; nothing is downloaded, and it takes a second.
   tensorflow_datasets.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):

@@ -39,14 +39,17 @@ class ALiBi(Scheme):
   def columns(self, params, spectrum, query, key, scale, dtype):
     """slope * pos[j], the rest of the bias being constant along a row.
 
-    Positions go in as two digits to the base 256, slopes in parts that are exact in `dtype`.
+    Positions go in as digits to the base 256, slopes in parts: all exact in `dtype`.
     """
-    L, H = len(query.pos_L), len(spectrum.slope_H)
+    L, H = len(key.pos_L), len(spectrum.slope_H)
+    # Within a document, contiguous positions and places differ by a constant; places are bounded.
+    pos_L = key.index_L if key.contiguous else key.pos_L
+    digits = 2 if key.contiguous and L <= 2**16 else 4
+    base_N = 256 ** np.arange(digits)[::-1]
+    k_LN = (pos_L[:, None] // base_N % 256).astype(jnp.float32)
     slope_HP = exact_parts(spectrum.slope_H / scale, dtype)
-    digits_L2 = jnp.stack([key.pos_L // 256, key.pos_L % 256], axis=-1)
-    q_HPC = slope_HP[..., None] * jnp.array([256.0, 1.0])
-    q_LHC = jnp.broadcast_to(q_HPC.reshape(1, H, -1), (L, H, q_HPC[0].size))
-    return q_LHC, jnp.tile(digits_L2, (1, slope_HP.shape[1])).astype(jnp.float32)
+    q_HC = (slope_HP[..., None] * base_N.astype(np.float32)).reshape(H, -1)
+    return jnp.broadcast_to(q_HC, (L, *q_HC.shape)), jnp.tile(k_LN, (1, slope_HP.shape[1]))
 
 
 def slopes(heads: int, steepness: float = 8.0) -> np.ndarray:

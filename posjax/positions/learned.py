@@ -46,5 +46,5 @@ class Learned(Scheme):
     share_L1 = (row_L - low_L)[:, None]
     at = lambda index_L: table_LD[jnp.clip(index_L.astype(jnp.int32), 0, last)]
     position_LD = at(low_L) * (1 - share_L1) + at(low_L + 1) * share_L1
-    beyond_L1 = (low_L > last)[:, None]
+    beyond_L1 = ((low_L < 0) | (low_L > last))[:, None]
     return x_LD + jnp.where(beyond_L1, jnp.nan, position_LD).astype(x_LD.dtype)

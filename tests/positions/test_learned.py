@@ -84,3 +84,10 @@ def test_lengths_past_the_table_are_refused_before_anything_runs(factor):
     check_length(model, spectrum, end + 1)
   with pytest.raises(ValueError, match=r'extension linear.* factor 100'):
     check_length(model, spectrum, 1000)
+
+
+def test_a_position_before_the_table_is_not_a_number():
+  scheme = positions.make('learned', length=4)
+  params = {'table_LD': jnp.ones((4, 2))}
+  x_LD = scheme.embed(params, scheme.spectrum(None), jnp.zeros((2, 2)), jnp.array([-1, 0]))
+  assert np.isnan(x_LD[0]).all() and np.isfinite(x_LD[1]).all()
