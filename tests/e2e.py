@@ -60,14 +60,21 @@ def launch(*command, devices=1, **environment) -> subprocess.Popen:
   )
 
 
-def finish(process: subprocess.Popen, status: int = 0, timeout: float = 300) -> tuple[str, str]:
+def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
   """What the process printed and what it complained of, once it has ended with `status`."""
+  return finish_all([process], status)[0]
+
+
+def finish_all(processes: list[subprocess.Popen], status: int = 0) -> list[tuple[str, str]]:
+  """The same of each; one that does not end in time ends none of the others' tests."""
   try:
-    out, err = process.communicate(timeout=timeout)
+    told = [process.communicate(timeout=300) for process in processes]
   finally:
-    process.kill()
-  assert process.returncode == status, f'{out}\n{err}'
-  return out, err
+    for process in processes:
+      process.kill()
+      process.communicate()
+  assert [process.returncode for process in processes] == [status] * len(told), told
+  return told
 
 
 def wait_for_step(process: subprocess.Popen, step: int) -> None:

@@ -6,7 +6,7 @@ import socket
 
 import jax
 import pytest
-from e2e import assert_close, caches, finish, launch, stored, train_here, wait_for_step, words
+from e2e import assert_close, caches, finish_all, launch, stored, train_here, wait_for_step, words
 
 from posjax import metrics, sharding
 
@@ -55,7 +55,7 @@ def slurm(process, port):
   job = port - (65535 - 2**12)
   return [], {
     'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2',
-    'SLURM_PROCID': str(process), 'SLURM_LOCALID': '0', 'SLURM_JOB_NUM_NODES': '2',
+    'SLURM_PROCID': str(process), 'SLURM_LOCALID': '0', 'SLURM_STEP_NUM_NODES': '2',
   }  # fmt: skip
 
 
@@ -71,9 +71,7 @@ def launch_two(workdir, *settings, told=(flags, flags), port=None, devices=1):
 
 def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(one_process, tmp_path):
   # One is told by flags, the other by variables: they must understand each other.
-  first, second = launch_two(tmp_path / 'run', told=(flags, variables))
-  _, err = finish(first)
-  _, silent = finish(second)
+  (_, err), (_, silent) = finish_all(launch_two(tmp_path / 'run', told=(flags, variables)))
   assert_close(metrics.read(tmp_path / 'run'), one_process)
   assert 'step 6/6' in err and 'step ' not in silent
   assert len(json.loads((tmp_path / 'run' / 'revision.json').read_text())) == 1
@@ -87,8 +85,7 @@ def test_two_processes_find_each_other_through_their_launcher(tell, one_process,
   port = free_port()
   if tell is slurm:  # the only ports that JAX may choose there
     port = 65535 - 2**12 + port % 2**12
-  for process in launch_two(tmp_path / 'run', told=(tell, tell), port=port):
-    finish(process)
+  finish_all(launch_two(tmp_path / 'run', told=(tell, tell), port=port))
   assert_close(metrics.read(tmp_path / 'run'), one_process)
 
 
@@ -98,8 +95,7 @@ def test_two_processes_find_each_other_through_their_launcher(tell, one_process,
 )
 def test_two_processes_of_four_devices_share_one_model(mesh, tmp_path):
   rows = train_here(tmp_path / 'one', *LIKE, 'train.batch=8')
-  for process in launch_two(tmp_path / 'two', 'train.batch=8', *mesh, devices=4):
-    finish(process)
+  finish_all(launch_two(tmp_path / 'two', 'train.batch=8', *mesh, devices=4))
   assert_close(metrics.read(tmp_path / 'two'), rows)
   assert stored(tmp_path / 'two')[0] == 6
 
@@ -108,8 +104,7 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path):
   first, second = launch_two(tmp_path / 'run', 'train.steps=400')
   wait_for_step(first, 10)
   second.send_signal(signal.SIGTERM)
-  out, _ = finish(first)
-  _, err = finish(second)
+  (out, _), (_, err) = finish_all([first, second])
   assert 'Stopped. The same command resumes' in out and 'SIGTERM: saving' in err
   step, _, position = stored(tmp_path / 'run')
   assert 10 <= step < 400 and position['step'] == step

@@ -271,13 +271,13 @@ def test_what_trades_memory_for_time_leaves_the_losses_alone(setting, usual, tmp
   assert_close(train_here(tmp_path, 'log.every=1', setting), usual)
 
 
-def test_the_loss_falls_on_the_real_corpus_within_thirty_steps(tmp_path):
-  rows = train_here(tmp_path, 'train.steps=30', 'train.learning_rate=1e-2')
-  assert rows[0]['loss'] > np.log(256) - 0.5  # nothing is known at first
-  assert rows[-1]['loss'] < rows[0]['loss'] - 2
+def test_the_loss_falls_on_the_real_corpus_within_thirty_steps(straight):
+  loss = [row['loss'] for row in metrics.read(straight)]
+  assert loss[0] > np.log(256) - 0.5  # nothing is known at first
+  assert np.mean(loss[25:30]) < loss[0] - 1.5
 
 
-def test_positions_that_count_from_the_document_train_another_model(tmp_path, usual):
+def test_positions_that_count_from_the_document_train_another_model(tmp_path):
   scheme = 'configs/sinusoidal.py:smoke'
   context, document = (
     train_here(tmp_path / p, f'data.positions={p}', config=scheme) for p in ('context', 'document')
