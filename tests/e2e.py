@@ -50,6 +50,8 @@ def launch(*command, devices=1, **environment) -> subprocess.Popen:
     'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
   }
+  if devices > 1:  # such runs are compared within a tolerance, and code for less is made faster
+    settings['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
   return subprocess.Popen(
     [sys.executable, *map(str, command)],
     cwd=ROOT,
