@@ -214,7 +214,7 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
             'gradient_norm': norm,
           }
           if first:
-            print(f'First step {time.monotonic() - began:.1f} s after the start.')
+            print(f'First step {time.monotonic() - began:.1f} s after the imports.')
           else:
             values['tokens_per_second'] = rate
             if peak is not None:
