@@ -14,7 +14,7 @@ from posjax import positions
 from posjax.attend import FORMS, Mask, Rows
 from posjax.attention import Attention
 from posjax.extension import Spectrum, extend
-from posjax.linear import project
+from posjax.linear import project, recomputed
 from posjax.norm import NORMS
 from posjax.positions import Dims, Scheme
 
@@ -30,6 +30,16 @@ REMAT = {
 }
 
 
+@recomputed
+def gated(gate_BLM, up_BLM):
+  return jax.nn.silu(gate_BLM) * up_BLM
+
+
+@recomputed
+def gelu(x_BLM):
+  return jax.nn.gelu(x_BLM, approximate=True)
+
+
 class GatedMLP(nn.Module):
   """(silu(x gate) * (x up)) down, SwiGLU without biases (Shazeer 2020, arXiv:2002.05202)."""
 
@@ -42,7 +52,7 @@ class GatedMLP(nn.Module):
     gate_DM = self.param('gate_DM', nn.initializers.normal(D**-0.5), (D, M))
     up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    return project(jax.nn.silu(project(x_BLD, gate_DM)) * project(x_BLD, up_DM), down_MD)
+    return project(gated(project(x_BLD, gate_DM), project(x_BLD, up_DM)), down_MD)
 
 
 class PlainMLP(nn.Module):
@@ -56,7 +66,7 @@ class PlainMLP(nn.Module):
     D, M = x_BLD.shape[-1], self.width
     up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    return project(jax.nn.gelu(project(x_BLD, up_DM), approximate=True), down_MD)
+    return project(gelu(project(x_BLD, up_DM)), down_MD)
 
 
 MLPS = {'gated': GatedMLP, 'plain': PlainMLP}

@@ -4,6 +4,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from posjax.linear import recomputed
+
+
+@recomputed
+def rms_normalise(x, scale_D, epsilon):
+  x32 = x.astype(jnp.float32)
+  power = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+  return (x32 * jax.lax.rsqrt(power + epsilon) * scale_D).astype(x.dtype)
+
+
+@recomputed
+def layer_normalise(x, scale_D, bias_D, epsilon):
+  x32 = x.astype(jnp.float32)
+  x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+  variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+  return (x32 * jax.lax.rsqrt(variance + epsilon) * scale_D + bias_D).astype(x.dtype)
+
 
 class RMSNorm(nn.Module):
   """y = x / sqrt(mean(x^2) + epsilon) * scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
@@ -13,9 +30,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     scale_D = self.param('scale_D', nn.initializers.ones, x.shape[-1:])
-    x32 = x.astype(jnp.float32)
-    power = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(power + self.epsilon) * scale_D).astype(x.dtype)
+    return rms_normalise(x, scale_D, self.epsilon)
 
 
 class LayerNorm(nn.Module):
@@ -27,10 +42,7 @@ class LayerNorm(nn.Module):
   def __call__(self, x):
     scale_D = self.param('scale_D', nn.initializers.ones, x.shape[-1:])
     bias_D = self.param('bias_D', nn.initializers.zeros, x.shape[-1:])
-    x32 = x.astype(jnp.float32)
-    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-    variance = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(variance + self.epsilon) * scale_D + bias_D).astype(x.dtype)
+    return layer_normalise(x, scale_D, bias_D, self.epsilon)
 
 
 NORMS = {'rms': RMSNorm, 'layer': LayerNorm}

@@ -14,7 +14,7 @@ MAY_IMPORT = {
   'posjax.extension': '',
   'posjax.rotary': '',
   'posjax.linear': '',
-  'posjax.norm': '',
+  'posjax.norm': 'linear',
   'posjax.sharding': '',
   'posjax.checkpoint': '',
   'posjax.run': 'config',

@@ -5,6 +5,7 @@ Axes: B batch, L rows, I/J query/key rows of a tile, H heads, N = I + J - 1 diag
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -97,14 +98,18 @@ class Tile:
 def spread(bias_HN: Array, I: int, J: int) -> Array:
   """bias_HIJ[h, i, j] = bias_HN[h, I - 1 - i + j]: one value per diagonal, and no gather.
 
-  Rows of M values, read as rows of M - 1, slip by one per row: the pattern of diagonals. M is a
-  power of two, so that the compiled index arithmetic has shifts in place of divisions.
+  R rows are written by reading rows of M values as rows of M - 1: each slips by one, the pattern of
+  diagonals. The other rows are windows of these, R places further each time: most of the tile, and
+  of its derivative, is plain copies and sums.
   """
   H, N = bias_HN.shape
-  M = 1 << N.bit_length()  # above N
-  rows_HIM = jnp.broadcast_to(jnp.pad(bias_HN, [(0, 0), (0, M - N)])[:, None], (H, I, M))
-  flat_HX = rows_HIM.reshape(H, I * M)[:, I - 1 : I - 1 + I * (M - 1)]
-  return flat_HX.reshape(H, I, M - 1)[:, :, :J]
+  R = math.gcd(I, 16)
+  M = 1 << N.bit_length()  # above N; index arithmetic with shifts in place of divisions
+  rows_HRM = jnp.broadcast_to(jnp.pad(bias_HN, [(0, 0), (0, M - N)])[:, None], (H, R, M))
+  slipped_HX = rows_HRM.reshape(H, R * M)[:, R - 1 : R - 1 + R * (M - 1)]
+  slipped_HRM = slipped_HX.reshape(H, R, M - 1)
+  windows = [slipped_HRM[:, :, I - R - i : I - R - i + J] for i in range(0, I, R)]
+  return jnp.concatenate(windows, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
