@@ -21,6 +21,12 @@ HOUSE = Path(__file__).resolve().parents[1]  # the folder of posjax/, configs/ a
 # These hold a name and the keywords of what it names; whoever builds that checks them.
 OPEN = ('position', 'extension')
 
+# Keys that may be None, absent: `configs/base.py` says what that means for each.
+ABSENT = (
+  'init_from', 'eval', 'extension.trained_length', 'model.vocabulary', 'model.window', 'data.glob',
+  'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
+)  # fmt: skip
+
 
 def load(
   path: str, overrides: Sequence[str] = (), *, flag: str = 'config', base: str = 'configs/base.py'
@@ -140,7 +146,9 @@ def _find(config: ConfigDict, key: str) -> Any:
 def _parse(key: str, text: str, current: Any) -> Any:
   """`text` as a value of the type of `current`, or None; any literal or word where that is None."""
   if text == 'None':
-    return None  # absent; whether a key may be absent is known where it is read
+    if current is None or key in ABSENT or key.startswith('position.'):
+      return None
+    raise ValueError(f'{key}=None: this key cannot be absent; it is {current!r} now. Give a value.')
   try:
     value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text.lower(), text))
   except (ValueError, SyntaxError):

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from posjax.config import (
+  ABSENT,
   HOUSE,
   check_keys,
   difference,
@@ -81,8 +82,6 @@ def test_the_base_is_ours_even_where_another_package_has_its_name(tmp_path):
     ('word=b', 'word', 'b'),
     ('word=7', 'word', '7'),
     ('word=', 'word', ''),
-    ('word=None', 'word', None),
-    ('rate=None', 'rate', None),
     ('word=a=b', 'word', 'a=b'),
     ('pair=(3, 4, 5)', 'pair', (3, 4, 5)),
     ('pair=[3]', 'pair', (3,)),
@@ -195,3 +194,14 @@ def test_the_difference_lists_dotted_keys_with_both_values(small):
 def test_the_nearest_name_is_offered_and_otherwise_all():
   assert nearest('rpoe', ['rope', 'alibi']) == "Did you mean 'rope'?"
   assert nearest('xyz', ['rope', 'alibi']) == 'There are: alibi, rope.'
+
+
+@pytest.mark.parametrize('word', ['word', 'rate', 'part.size'])
+def test_a_key_that_cannot_be_absent_refuses_none(small, word):
+  with pytest.raises(ValueError, match=f'{word}=None: this key cannot be absent; it is .* now'):
+    small(f'{word}=None')
+
+
+@pytest.mark.parametrize('key', ABSENT)
+def test_the_keys_that_may_be_absent_exist_and_take_none(key):
+  assert flatten(load(BASE, [f'--config.{key}=None']))[key] is None

@@ -171,7 +171,7 @@ def refusal(arguments, monkeypatch, capsys) -> str:
     ('train.lerning_rate=1', 'train.lerning_rate', "Did you mean 'train.learning_rate'"),
     ('train.steps=many', 'train.steps=many', 'expected int'),
     ('train.steps=0', 'train.steps = 0', '>= 1'),
-    ('train.batch=None', 'train.batch = None', '>= 1'),
+    ('train.batch=None', 'train.batch=None', 'cannot be absent'),
     ('log.every=0', 'log.every = 0', '>= 1'),
     ('checkpoint.keep=0', 'checkpoint.keep = 0', '>= 1'),
     ('train.schedule=linear', "'linear'", 'cosine or wsd'),

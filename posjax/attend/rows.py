@@ -160,6 +160,7 @@ class Logits:
     logit = temperature * score(scale * q . k), hidden where the mask says so
 
   score: `score(*operands, s_HIJ, tile) -> s_HIJ` in float32; None leaves logits alone.
+  temperature: None where the queries carry it already.
   """
 
   scale: float
@@ -170,4 +171,6 @@ class Logits:
     s_HIJ = raw_HIJ * self.scale
     if self.score is not None:
       s_HIJ = self.score(*operands, s_HIJ, tile)
-    return jnp.where(self.mask.visible(tile), s_HIJ * temperature, HIDDEN)
+    if temperature is not None:
+      s_HIJ *= temperature
+    return jnp.where(self.mask.visible(tile), s_HIJ, HIDDEN)
