@@ -312,8 +312,8 @@ def test_bfloat16_activations_meet_float32_scores(name):
   assert out_LHK.dtype == jnp.bfloat16
   assert np.isfinite(np.float32(out_LHK)).all()
   assert set(watch) == {jnp.dtype('float32')}
-  for hook in (scheme.query, scheme.key):
-    q_LHK = jnp.ones((L, 4, 8), jnp.bfloat16)
+  for hook, heads in ((scheme.query, DIMS.heads), (scheme.key, DIMS.kv_heads)):
+    q_LHK = jnp.ones((L, heads, 8), jnp.bfloat16)
     assert hook(params, scheme.spectrum(DIMS), q_LHK, jnp.arange(L)).dtype == jnp.bfloat16
 
 
