@@ -38,6 +38,7 @@ class Scheme:
 
   relative: ClassVar[bool] = True  # unchanged when all positions shift by the same number
   per_layer: ClassVar[bool] = False  # own learned parameters in each layer, or one set for all
+  reads_positions: ClassVar[bool] = True  # False: knows order from places and content alone
 
   def init(self, key: Array, dims: Dims) -> Params:
     """Learned parameters, float32; an empty dict where there are none."""
