@@ -30,7 +30,7 @@ class Spectrum:
 
   frequency_F: radians per token, of each rotated pair or sinusoid.
   slope_H: logits per token of distance, for each head.
-  rate: table rows, or bucket units, per token: 1 as trained.
+  rate: table rows, bucket units, or whatever else counts tokens, per token: 1 as trained.
   temperature: multiplies the whole logit (DeepSeek's convention), 1 as trained.
   """
 
