@@ -206,7 +206,10 @@ LAYERS = {  # key/value heads, window, promise of contiguous positions, tile, do
 }
 
 
-@pytest.mark.parametrize('case', LAYERS)
+FAST, *REST = LAYERS
+
+
+@pytest.mark.parametrize('case', [FAST, *(pytest.param(c, marks=pytest.mark.slow) for c in REST)])
 @pytest.mark.parametrize('name', NAMES)
 def test_tiles_give_the_values_and_gradients_of_the_definition(name, case):
   """To inputs, learned parameters and every number of the spectrum. The definition is never told

@@ -186,7 +186,7 @@ def test_layers_have_weights_of_their_own_and_norms_start_at_one():
 @pytest.mark.parametrize('name', positions.names())
 def test_positions_that_count_along_the_row_are_the_default(name):
   """Also where they are given per row, promised to be contiguous or not."""
-  model = Decoder(scheme=positions.make(name), **SIZES)
+  model = Decoder(scheme=positions.make(name), **SIZES | {'head_width': 8})
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda x: jnp.float32(0.4 * rng.normal(size=x.shape)), shapes)
