@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import cli, data, metrics, report, run, sharding
+from posjax import cli, data, metrics, report, run, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, build, check_length
@@ -98,15 +98,24 @@ def make_losses(workdir: Path, config: ConfigDict, model: Decoder):
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     params = checkpoints.restore_params(like)
   whole = sharding.replicated(mesh)
+  sampler = sampling.make(**config.sampling)
 
   def loss(params, spectrum, batch):
-    return token_losses(model, params, spectrum, batch, chunk=config.train.loss_chunk)[0]
+    positions_BL = sampler(jax.random.key(config.seed), batch['positions'])
+    return token_losses(
+      model,
+      params,
+      spectrum,
+      batch | {'positions': positions_BL},
+      chunk=config.train.loss_chunk,
+      contiguous=sampler == sampling.PLAIN,
+    )[0]
 
   jitted = jax.jit(loss, out_shardings=whole)
 
   def losses(spectrum, batch):
     rows, length = batch['tokens'].shape
-    check_length(model, spectrum, length)
+    check_length(model, spectrum, sampler.reach(length))
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     place = whole if rows % parts else sharding.of_batch(mesh, rows)
     batch = {name: jax.device_put(x, place) for name, x in batch.items()}

@@ -8,6 +8,7 @@ Called again with the same --workdir it resumes, exactly. On several hosts start
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import math
@@ -23,11 +24,10 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from eval import evaluate_run
-from posjax import cli, cost, data, sharding
-from posjax.attend import choose
+from posjax import cli, cost, data, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import flatten, load
-from posjax.decoder import Decoder, as_trained, build, check_length
+from posjax.decoder import Decoder, as_trained, build, check_length, describe_attention
 from posjax.extension import Spectrum
 from posjax.metrics import Metrics
 from posjax.run import Run, Stop, check_continues, load_config
@@ -77,7 +77,7 @@ class Job:
 
   config: ConfigDict
   model: Decoder
-  spectrum: Spectrum  # float32: an argument of the step
+  spectrum: tuple[Spectrum, ...]  # of the pattern's layers, float32: an argument of the step
   like: State  # shapes, types and places of its arrays
   step: Callable  # jitted; donates the state it is given
   place: NamedSharding  # of a batch
@@ -118,7 +118,12 @@ def prepare(config: ConfigDict) -> Job:
   model = build(config)
   mesh = sharding.make_mesh(config.mesh)
   spectrum = as_trained(model, config)
-  check_length(model, spectrum, config.train.length)
+  if config.sampling.name != 'none' and config.data.positions != 'context':
+    raise ValueError(
+      f"Sampling '{config.sampling.name}' renumbers positions below the row's length, but "
+      f"data.positions = '{config.data.positions}' has others. Set --config.data.positions=context."
+    )
+  check_length(model, spectrum, sampling.make(**config.sampling).reach(config.train.length))
   rows = config.train.batch // config.train.accumulate
   if rows * config.train.accumulate != config.train.batch:
     raise ValueError(
@@ -135,7 +140,13 @@ def prepare(config: ConfigDict) -> Job:
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
   )
   step = jax.jit(
-    make_step(model, optimizer, config.train),
+    make_step(
+      model,
+      optimizer,
+      config.train,
+      sampler=sampling.make(**config.sampling),
+      seed=config.seed,
+    ),
     in_shardings=(places, whole, place),
     out_shardings=(places, whole),
     donate_argnums=0,
@@ -249,15 +260,6 @@ def describe(job: Job) -> None:
   row = jax.ShapeDtypeStruct(shape, jnp.int32)
   batch = dict.fromkeys(('tokens', 'targets', 'positions', 'segments'), row)
   compiled = job.step.lower(like, job.spectrum, batch).compile()
-  choice = choose(
-    model.attention,
-    scores=model.scheme.scores,
-    factorises=model.scheme.factorises,
-    packed=True,
-    length=config.train.length,
-    width=model.head_width,
-    dtype=model.compute_dtype,
-  )
   print(cost.describe_parameters(like.params))
   print(f'Training     {config.train.steps:,} steps of {np.prod(shape):,} tokens')
   flops = cost.flops_per_token(model, like.params, config.train.length)
@@ -266,7 +268,10 @@ def describe(job: Job) -> None:
   sizes = ' x '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
   print(f'Mesh         {sizes} on {jax.device_count()} x {jax.devices()[0].device_kind}')
   print(f'Activations  {model.compute_dtype}')
-  print(f'Attention    {choice.form} ({choice.why})')
+  choices = describe_attention(model, config.train.length, packed=True)
+  for choice, count in collections.Counter(choices).items():
+    share = '' if len(choices) == count else f', {count} of {len(choices)} layers of the pattern'
+    print(f'Attention    {choice.form} ({choice.why}){share}')
 
 
 def stopping(stop: Stop, done: int, every: int) -> bool:

@@ -16,6 +16,7 @@ import optax
 from benchmarks import measure
 from configs import base
 from posjax import positions
+from posjax.attention import Layer
 from posjax.decoder import Decoder
 from posjax.training import init_state, make_optimizer, make_step
 
@@ -75,7 +76,7 @@ def repeat(step, state, *args):
 def ours(name: str, B: int, L: int, layers: int = LAYERS):
   train = base.get_config().train
   model = Decoder(
-    scheme=positions.make(name),
+    pattern=(Layer(scheme=positions.make(name)),),
     length=L,
     vocabulary=IDS,
     width=WIDTH,

@@ -18,8 +18,16 @@ def get_config(variant: str = '') -> ConfigDict:
   config.seed = 0  # of parameters and of the order of the data
   config.init_from = None  # run directory whose parameters training starts from
 
-  # One scheme: its name and its hyperparameters, documented in posjax/positions/<name>.py.
+  # One scheme: its name and its hyperparameters, documented in posjax/positions/<name>.py. Or
+  # several, 'together' on all heads or each on 'heads' of its own: posjax/composition.py.
   config.position = ConfigDict({'name': 'none'})
+
+  # A pattern of layers, repeated over the depth: what each sets differently, of the keys position,
+  # extended, window, sinks, chunk, segment and memory. None: all layers are alike.
+  config.layers = None
+
+  # Positions to train on other than 0, 1, 2, ...: a class of posjax/sampling.py and its settings.
+  config.sampling = ConfigDict({'name': 'none'})
 
   # One context extension, applied to the scheme's spectrum during training: a function of
   # posjax/extension.py and its keywords. A run that is extended at evaluation only has 'none'.
@@ -35,6 +43,10 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.kv_heads = 8  # = heads: multi-head; 1: multi-query; between: grouped-query
   config.model.head_width = 32  # per head; independent of width / heads
   config.model.window = None  # keys a query sees, its own included; None sees all before it
+  config.model.sinks = 0  # first keys of the document that it sees beyond its window
+  config.model.chunk = None  # tokens; keys of other chunks of the document are not seen
+  config.model.segment = None  # tokens; rows are read segment by segment, each with a ...
+  config.model.memory = 0  # ... memory of so many tokens before it, which learn nothing from it
   config.model.mlp = 'gated'  # 'gated' (SwiGLU: three matrices) or 'plain' (GELU: two)
   config.model.mlp_width = 688  # 8/3 of width to a multiple of 16: as many weights as plain 4x
   config.model.norm = 'rms'  # 'rms' or 'layer', both before each sub-block

@@ -1,6 +1,7 @@
 """Multi-head attention and its grouped forms: projections, a position scheme, the operator.
 
-Letters: B batch, L tokens, H query heads, G key/value heads, K head width, D model width.
+Letters: B batch, L tokens, H query heads, G key/value heads, K head width, V value width, D model
+width; S tokens of a segment, M of its memory, N segments of a row, X = B x N.
 """
 
 import dataclasses
@@ -9,10 +10,53 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posjax.attend import Logits, Mask, Rows, attend, choose
+from posjax import recurrence
+from posjax.attend import Choice, Logits, Mask, Rows, attend, choose
 from posjax.linear import project
 from posjax.norm import RMSNorm
 from posjax.positions import Scheme
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+  """How one layer knows positions, and which keys its queries see.
+
+  extended: whether a context extension changes the scheme's spectrum here, too.
+  segment, memory: rows are read in segments of `segment` tokens; a query sees its own segment and
+    the `memory` tokens before it, to which no gradient flows (Dai et al. 2019, arXiv:1901.02860,
+    sec. 3.2). As the memory of a layer is its own input of one segment before, what a query can
+    know reaches back `memory` tokens per layer. None: rows in one piece.
+  """
+
+  scheme: Scheme
+  mask: Mask = dataclasses.field(default_factory=Mask)
+  extended: bool = True
+  segment: int | None = None
+  memory: int = 0
+
+  def __post_init__(self):
+    if self.segment is None:
+      if self.memory:
+        raise ValueError(
+          f'A memory of {self.memory} tokens belongs to segments. Set segment, or memory = 0.'
+        )
+      return
+    if self.segment < 1 or self.memory < 0:
+      raise ValueError(
+        f'Segments of {self.segment} tokens with a memory of {self.memory} cannot be. '
+        'Use segment >= 1 and memory >= 0.'
+      )
+    if self.mask.counts_from_begin:
+      raise ValueError(
+        'Segments with a memory and sinks or chunks both cut a row. Use one of them.'
+      )
+
+  @property
+  def unknown(self) -> str | None:
+    """What no fused kernel knows of."""
+    if self.segment is not None:
+      return 'memory of segments'
+    return 'sinks' if self.mask.sinks else 'chunks' if self.mask.chunk is not None else None
 
 
 class Attention(nn.Module):
@@ -24,11 +68,10 @@ class Attention(nn.Module):
   2023, arXiv:2305.13245. No biases. Logits are scaled by 1/sqrt(K).
   """
 
-  scheme: Scheme
+  layer: Layer
   heads: int
   kv_heads: int
   head_width: int
-  mask: Mask
   qk_norm: bool = False
   form: str = 'auto'
   output_scale: float = 1.0
@@ -38,65 +81,144 @@ class Attention(nn.Module):
     """out_BLD. position: the scheme's (parameters, spectrum); rows_B: positions and segments."""
     D, H, G, K = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
     near = nn.initializers.normal(D**-0.5)
-    weight = lambda name, heads: self.param(name, near, (D, heads * K))
+    query_DX = self.param('query_DX', near, (D, H * K))
+    key_DX = self.param('key_DX', near, (D, G * K))
+    value_DX = self.param('value_DX', near, (D, G * K))
+    key_norm = RMSNorm(name='key_norm') if self.qk_norm else lambda k_BLGK: k_BLGK
     split = lambda y_BLX, heads: y_BLX.reshape(*y_BLX.shape[:2], heads, K)
-    q_BLHK = split(project(x_BLD, weight('query_DX', H)), H)
-    k_BLGK = split(project(x_BLD, weight('key_DX', G)), G)
-    v_BLGK = split(project(x_BLD, weight('value_DX', G)), G)
-    if self.qk_norm:
-      q_BLHK, k_BLGK = RMSNorm(name='query_norm')(q_BLHK), RMSNorm(name='key_norm')(k_BLGK)
 
+    q_BLHK = split(project(x_BLD, query_DX), H)
+    if self.qk_norm:
+      q_BLHK = RMSNorm(name='query_norm')(q_BLHK)
+
+    def keys_and_values(x_BLD):
+      return key_norm(split(project(x_BLD, key_DX), G)), split(project(x_BLD, value_DX), G)
+
+    past = None
+    if self.layer.segment is not None:
+      past_BLD = jax.lax.stop_gradient(x_BLD)
+      past = past_BLD, *keys_and_values(past_BLD)
     out_BLHK = position_and_attend(
-      self.scheme, position, x_BLD, q_BLHK, k_BLGK, v_BLGK, rows_B, self.mask, self.form
+      self.layer, position, x_BLD, q_BLHK, *keys_and_values(x_BLD), rows_B, self.form, past
     )
     spread = nn.initializers.normal(self.output_scale * (H * K) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * K, D))
     return project(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD)
 
 
-def position_and_attend(scheme, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B, mask, form):
+def position_and_attend(
+  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B: Rows, form: str, past=None
+):
   """Applies a scheme's hooks and attends: out_BLHV.
 
-  Where the form is fused, a scheme that scores runs as extra columns of queries and keys.
+  past: x, k and v again, as segments see those before them (`Layer.segment`).
   """
-  params, spectrum = position
+  scheme, (_, spectrum) = layer.scheme, position
   scale = q_BLHK.shape[-1] ** -0.5
-  choice = choose(
-    form,
-    scores=scheme.scores,
-    factorises=scheme.factorises,
-    packed=rows_B.segment_L is not None,
-    length=q_BLHK.shape[1],
-    width=q_BLHK.shape[-1],
-    dtype=q_BLHK.dtype,
+  packed = rows_B.segment_L is not None
+  choice = choose_form(form, layer, position, x_BLD[0], q_BLHK[0], k_BLGK[0], packed=packed)
+
+  def encode(x_BLD, q_BLHK, k_BLGK):
+    one = lambda x_LD, q_LHK, k_LGK, rows: encoded(
+      scheme, position, x_LD, q_LHK, k_LGK, rows, scale, columns=choice.fused and scheme.scores
+    )
+    batched = jax.vmap(one, in_axes=(0, 0, 0, rows_B.axes))
+    q_BLHK, k_BLGK, *rows = batched(x_BLD, q_BLHK, k_BLGK, rows_B)
+    return q_BLHK, k_BLGK, *(dataclasses.replace(r, index_L=rows_B.index_L) for r in rows)
+
+  q_XLHK, k_XLGK, query_X, key_X = encode(x_BLD, q_BLHK, k_BLGK)
+  v_XLGV = v_BLGV
+  if past is not None:
+    past_BLD, past_BLGK, past_BLGV = past
+    _, past_BLGK, _, past_B = encode(past_BLD, q_BLHK, past_BLGK)
+    cut = {'segment': layer.segment, 'memory': layer.memory}
+    q_XLHK, query_X = recurrence.queries(q_XLHK, query_X, **cut)
+    (k_XLGK, v_XLGV), key_X = recurrence.keys(
+      (k_XLGK, v_BLGV), key_X, (past_BLGK, past_BLGV), past_B, **cut
+    )
+  logits = Logits(scale=scale, mask=layer.mask)
+  if not choice.fused:
+    logits = scored(logits, scheme)
+  out_XLHV = attend(
+    q_XLHK,
+    k_XLGK,
+    v_XLGV,
+    query_X,
+    key_X,
+    logits,
+    scheme.temperature(spectrum),
+    () if logits.plain else position,
+    choice.form,
+  )
+  return out_XLHV if past is None else recurrence.whole(out_XLHV, *q_BLHK.shape[:2])
+
+
+def scored(logits: Logits, scheme: Scheme) -> Logits:
+  """With what the scheme does to logits and weights; `operands` are its (parameters, spectrum)."""
+  return dataclasses.replace(
+    logits,
+    score=scheme.score if scheme.overrides('score') else None,
+    start=scheme.start if scheme.walks else None,
+    walk=scheme.walk if scheme.walks else None,
+    read=scheme.read if scheme.reads else None,
   )
 
-  def hooks(x_LD, q_LHK, k_LGK, rows):
-    query_features, key_features = scheme.features(
-      params, spectrum, x_LD, q_LHK, k_LGK, rows.pos_L
-    )
-    q_LHK = scheme.query(params, spectrum, q_LHK, rows.pos_L)
-    k_LGK = scheme.key(params, spectrum, k_LGK, rows.pos_L)
-    query = dataclasses.replace(rows, features_L=query_features)
-    key = dataclasses.replace(rows, features_L=key_features)
-    if choice.fused and scheme.scores:
-      q_LHC, k_LC = scheme.columns(params, spectrum, query, key, scale, q_LHK.dtype)
-      k_LGC = jnp.broadcast_to(k_LC[:, None], (*k_LGK.shape[:2], k_LC.shape[-1]))
-      q_LHK = jnp.concatenate([q_LHK, q_LHC.astype(q_LHK.dtype)], axis=-1)
-      k_LGK = jnp.concatenate([k_LGK, k_LGC.astype(k_LGK.dtype)], axis=-1)
-    return q_LHK, k_LGK, query, key
 
-  axes = jax.tree.map(lambda _: 0, rows_B)
-  axes = dataclasses.replace(axes, index_L=None)
-  q_BLHK, k_BLGK, query_B, key_B = jax.vmap(
-    hooks,
-    in_axes=(0, 0, 0, axes),
-  )(x_BLD, q_BLHK, k_BLGK, rows_B)
-  query_B = dataclasses.replace(query_B, index_L=rows_B.index_L)
-  key_B = dataclasses.replace(key_B, index_L=rows_B.index_L)
-  scored = scheme.scores and not choice.fused
-  logits = Logits(scale=scale, mask=mask, score=scheme.score if scored else None)
-  operands = position if scored else ()
-  return attend(
-    q_BLHK, k_BLGK, v_BLGV, query_B, key_B, logits, spectrum.temperature, operands, choice.form
+def encoded(scheme: Scheme, position, x_LD, q_LHK, k_LGK, rows: Rows, scale, *, columns: bool):
+  """One sequence after a scheme's hooks: queries, keys, and their rows with features.
+
+  columns: append the scheme's to queries and keys.
+  """
+  params, spectrum = position
+  query_features, key_features = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows.pos_L)
+  q_LHK = scheme.query(params, spectrum, q_LHK, rows.pos_L)
+  k_LGK = scheme.key(params, spectrum, k_LGK, rows.pos_L)
+  query = dataclasses.replace(rows, features_L=query_features)
+  key = dataclasses.replace(rows, features_L=key_features)
+  if columns:
+    q_LHC, k_LGC = _columns(scheme, position, q_LHK, k_LGK, query, key, scale)
+    k_LGC = jnp.broadcast_to(k_LGC, (*k_LGK.shape[:2], k_LGC.shape[-1]))
+    q_LHK = jnp.concatenate([q_LHK, q_LHC.astype(q_LHK.dtype)], axis=-1)
+    k_LGK = jnp.concatenate([k_LGK, k_LGC.astype(k_LGK.dtype)], axis=-1)
+  return q_LHK, k_LGK, query, key
+
+
+def _columns(scheme, position, q_LHK, k_LGK, query, key, scale):
+  return scheme.columns(
+    *position,
+    query,
+    key,
+    heads=q_LHK.shape[1],
+    kv_heads=k_LGK.shape[1],
+    scale=scale,
+    dtype=q_LHK.dtype,
+  )
+
+
+def choose_form(
+  form: str, layer: Layer, position, x_LD, q_LHK, k_LGK, *, packed: bool
+) -> Choice:
+  """The form of attention for arrays of these shapes and types (jax.ShapeDtypeStruct will do)."""
+  scheme = layer.scheme
+  rows = Rows(index_L=jnp.arange(len(x_LD)), pos_L=jnp.arange(len(x_LD)))
+  scale = q_LHK.shape[-1] ** -0.5
+
+  def widths(position, x_LD, q_LHK, k_LGK):
+    q_LHK, k_LGK, query, key = encoded(
+      scheme, position, x_LD, q_LHK, k_LGK, rows, scale, columns=False
+    )
+    if not scheme.factorises:
+      return q_LHK, None
+    return q_LHK, _columns(scheme, position, q_LHK, k_LGK, query, key, scale)[0]
+
+  query, columns = jax.eval_shape(widths, position, x_LD, q_LHK, k_LGK)
+  extra = columns.shape[-1] if columns is not None else None if scheme.scores else 0
+  return choose(
+    form,
+    columns=extra,
+    packed=packed,
+    length=len(query),
+    width=query.shape[-1],
+    dtype=query.dtype,
+    unknown=layer.unknown,
   )

@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 HOUSE = Path(__file__).resolve().parents[1]  # the folder of posjax/, configs/ and train.py
 
 # These hold a name and the keywords of what it names; whoever builds that checks them.
-OPEN = ('position', 'extension')
+OPEN = ('position', 'extension', 'sampling')
 
 # Keys that may be None, absent: `configs/base.py` says what that means for each.
 ABSENT = (
-  'init_from', 'eval', 'extension.trained_length', 'model.vocabulary', 'model.window', 'data.glob',
-  'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
+  'init_from', 'eval', 'layers', 'extension.trained_length', 'model.vocabulary', 'model.window',
+  'model.chunk', 'model.segment', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip',
+  'train.loss_chunk',
 )  # fmt: skip
 
 

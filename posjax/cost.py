@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from posjax.attention import Layer
 from posjax.decoder import Decoder
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets; MFU is unknown elsewhere.
@@ -27,10 +28,11 @@ def peak_flops(kind: str) -> float | None:
 
 
 def count_parameters(params: Any) -> dict[str, int]:
-  """Parameters by group: the first two names of their path."""
+  """Parameters by group: the first two names of their path, over all layers."""
   groups: dict[str, int] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    group = '/'.join(entry.key for entry in path[:-1][:2]) or path[0].key
+    names = [e.key for e in path[:-1] if not re.fullmatch(r'layer_\d+', e.key)] or [path[0].key]
+    group = '/'.join(names[:2]).replace('rest/', 'blocks/')
     groups[group] = groups.get(group, 0) + int(np.prod(leaf.shape))
   return groups
 
@@ -41,9 +43,9 @@ def flops_per_token(model: Decoder, params: Any, length: int) -> float:
   2 per weight of a matrix and token, and 4 K per head and visible key (q . k and p v). Causal
   attention is counted half: a query sees (L + 1) / 2 keys on average, or its window.
   """
-  window = min(model.window or length, length)
-  keys = window - window * (window - 1) / (2 * length)  # mean over a row's queries
-  attention = 4 * model.layers * model.heads * model.head_width * keys
+  visible = [visible_keys(layer, length) for layer in model.pattern]
+  keys = sum(visible[n % len(visible)] for n in range(model.layers))
+  attention = 4 * model.heads * model.head_width * keys
   weights = sum(
     int(np.prod(leaf.shape))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -52,6 +54,16 @@ def flops_per_token(model: Decoder, params: Any, length: int) -> float:
   if model.tied:
     weights += model.width * model.vocabulary
   return 3 * (2 * weights + attention)
+
+
+def visible_keys(layer: Layer, length: int) -> float:
+  """Keys that a query sees, on average over the queries of a row of one document."""
+  place_L = np.arange(length)
+  piece = layer.mask.chunk or layer.segment or length
+  oldest_L = np.maximum(0, place_L // piece * piece - layer.memory)
+  if layer.mask.window is not None:
+    oldest_L = np.maximum(oldest_L, place_L - layer.mask.window + 1)
+  return float((place_L + 1 - oldest_L + np.minimum(layer.mask.sinks, oldest_L)).mean())
 
 
 def describe_parameters(params: Any) -> str:

@@ -3,20 +3,23 @@
 Letters: B batch, L tokens, D model width, M MLP width, V vocabulary.
 """
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import positions
-from posjax.attend import FORMS, Mask, Rows
-from posjax.attention import Attention
-from posjax.extension import Spectrum, extend
+from posjax import composition, sampling
+from posjax.attend import FORMS, Choice, Mask, Rows
+from posjax.attention import Attention, Layer, choose_form
+from posjax.extension import Spectrum, each, extend
 from posjax.linear import project, recomputed
 from posjax.norm import NORMS
-from posjax.positions import Dims, Scheme
+from posjax.positions import Dims, Scheme, merged
 
 DTYPES = ('auto', 'float32', 'bfloat16', 'float16')
 REMAT = {
@@ -76,22 +79,21 @@ class Block(nn.Module):
   """Adds attention(norm(x)), then mlp(norm(x)): pre-norm (Xiong et al. 2020, arXiv:2002.04745)."""
 
   model: 'Decoder'
+  layer: Layer
 
   @nn.compact
   def __call__(self, x_BLD, position, rows_B):
     m = self.model
     norm = NORMS[m.norm]
     params, spectrum = position
-    if m.scheme.per_layer:
-      params = learned(self, m.scheme, m.dims)
+    params = merged(params, learned(self, self.layer.scheme.init_layer, m.dims))
     # Each block adds to the residual stream; 1/sqrt(2 N) keeps its variance (GPT-2, sec. 2.3).
     output_scale = (2 * m.layers) ** -0.5
     attention = Attention(
-      scheme=m.scheme,
+      layer=self.layer,
       heads=m.heads,
       kv_heads=m.kv_heads,
       head_width=m.head_width,
-      mask=Mask(window=m.window),
       qk_norm=m.qk_norm,
       form=m.attention,
       output_scale=output_scale,
@@ -102,16 +104,32 @@ class Block(nn.Module):
     return x_BLD + mlp(norm(name='mlp_norm')(x_BLD)), None
 
 
-class Decoder(nn.Module):
-  """A causal language model around one position scheme. Fields: configs/base.py, `model`.
+class Period(nn.Module):
+  """One block after the other, for patterns of several layers; `positions`: one for each."""
 
+  model: 'Decoder'
+  pattern: tuple[Layer, ...]
+
+  @nn.compact
+  def __call__(self, x_BLD, positions, rows_B):
+    block = REMAT[self.model.remat](Block) if REMAT[self.model.remat] else Block
+    for n, (layer, position) in enumerate(zip(self.pattern, positions, strict=True)):
+      x_BLD, _ = block(self.model, layer, name=f'layer_{n}')(x_BLD, position, rows_B)
+    return x_BLD, None
+
+
+class Decoder(nn.Module):
+  """A causal language model around position schemes. Fields: configs/base.py, `model`.
+
+  pattern: how its layers know positions, repeated over the depth; usually one for all.
   length: tokens of a training row, which some schemes need to size their tables.
 
-  Parameters are float32, one stacked array per weight for all layers: the layers run as one scan,
-  so compile time does not grow with depth. Activations have `dtype`.
+  Parameters are float32, one stacked array per weight for all repetitions of the pattern: they run
+  as one scan, so compile time does not grow with depth. Layers left over, where the pattern does
+  not divide the depth, come last. Activations have `dtype`.
   """
 
-  scheme: Scheme
+  pattern: tuple[Layer, ...]
   length: int
   vocabulary: int
   width: int
@@ -120,7 +138,6 @@ class Decoder(nn.Module):
   kv_heads: int
   head_width: int
   mlp_width: int
-  window: int | None = None
   mlp: str = 'gated'
   norm: str = 'rms'
   qk_norm: bool = False
@@ -144,6 +161,11 @@ class Decoder(nn.Module):
     ):
       if getattr(self, field) is None or getattr(self, field) < 1:
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
+    if len(self.schemes) > 1 and any(scheme.overrides('embed') for scheme in self.schemes):
+      raise ValueError(
+        'A scheme that acts on the input acts once, for all layers, but the layers differ in their '
+        'schemes. Give every layer the same, or schemes that act within layers.'
+      )
     if self.heads % self.kv_heads:
       raise ValueError(
         f'{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly. '
@@ -166,32 +188,65 @@ class Decoder(nn.Module):
       return jnp.dtype(self.dtype)
     return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
 
-  def spectrum(self) -> Spectrum:
-    """The scheme's spectrum as trained, on the host in float64."""
-    return self.scheme.spectrum(self.dims)
+  @property
+  def schemes(self) -> tuple[Scheme, ...]:
+    """The pattern's schemes, each once: layers of the same one share what all its layers share."""
+    return tuple(dict.fromkeys(layer.scheme for layer in self.pattern))
+
+  def spectrum(self) -> tuple[Spectrum, ...]:
+    """The spectra of the pattern's layers as trained, on the host in float64."""
+    fix = lambda one: dataclasses.replace(one, fixed=True)
+    spectra = [layer.scheme.spectrum(self.dims) for layer in self.pattern]
+    return tuple(
+      spectrum if layer.extended else each(fix, spectrum)
+      for layer, spectrum in zip(self.pattern, spectra, strict=True)
+    )
+
+  def capacity(self, spectrum) -> float:
+    """Tokens after which one of the schemes has no position left."""
+    pairs = zip(self.pattern, spectrum, strict=True)
+    return min(layer.scheme.capacity(one, self.dims) for layer, one in pairs)
+
+  def sample(self, spectrum, key):
+    """The spectra of one training step."""
+    keys = jax.random.split(key, len(self.pattern))
+    rest = zip(self.pattern, spectrum, keys, strict=True)
+    return tuple(layer.scheme.sample(one, key) for layer, one, key in rest)
 
   def setup(self):
     D, V = self.width, self.vocabulary
     self.embedding_VD = self.param('embedding_VD', nn.initializers.normal(D**-0.5), (V, D))
     if not self.tied:
       self.head_DV = self.param('head_DV', nn.initializers.normal(D**-0.5), (D, V))
-    if not self.scheme.per_layer:
-      self.position = learned(self, self.scheme, self.dims)
-    block = REMAT[self.remat](Block) if REMAT[self.remat] else Block
-    self.blocks = nn.scan(
-      block,
+    names = ['position', *(f'position_{n}' for n in range(1, len(self.schemes)))]
+    self.shared = tuple(
+      learned(self, scheme.init, self.dims, name)
+      for name, scheme in zip(names, self.schemes, strict=True)
+    )
+    whole, rest = divmod(self.layers, len(self.pattern))
+    if whole:
+      self.blocks = self.repeated(self.pattern, whole)
+    if rest:
+      self.rest = self.repeated(self.pattern[:rest], 1)
+    self.final_norm = NORMS[self.norm]()
+
+  def repeated(self, pattern: tuple[Layer, ...], times: int):
+    """`times` x the pattern, as one scan over stacked parameters."""
+    stack = nn.scan(
+      Period,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast),
-      length=self.layers,
-    )(model=self.clone(parent=None))
-    self.final_norm = NORMS[self.norm]()
+      length=times,
+    )
+    return stack(self.clone(parent=None), pattern)
 
   def hidden(
     self, tokens_BL, spectrum, positions_BL=None, segments_BL=None, contiguous: bool = False
   ):
     """hidden_BLD, normalised, from which `logits` reads the next token.
 
+    spectrum: of each layer of the pattern.
     positions_BL: None counts 0, 1, 2, ... along each row.
     segments_BL: number of each token's document within its row; None: one document per row.
     contiguous: promises that given positions rise by one within each document (`attend.Rows`).
@@ -202,11 +257,21 @@ class Decoder(nn.Module):
     rows_B = Rows(
       index_L=index_L, pos_L=positions_BL, segment_L=segments_BL, contiguous=contiguous
     )
-    params = {} if self.scheme.per_layer else self.position
+    if any(layer.mask.counts_from_begin for layer in self.pattern):
+      rows_B = rows_B.with_begin()
+    positions = tuple(
+      (self.shared[self.schemes.index(layer.scheme)], one)
+      for layer, one in zip(self.pattern, spectrum, strict=True)
+    )
     # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
     x_BLD = (self.embedding_VD[tokens_BL] * self.width**0.5).astype(self.compute_dtype)
-    embed = lambda x_LD, pos_L: self.scheme.embed(params, spectrum, x_LD, pos_L)
-    x_BLD, _ = self.blocks(jax.vmap(embed)(x_BLD, rows_B.pos_L), (params, spectrum), rows_B)
+    embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
+    x_BLD = jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)
+    whole, rest = divmod(self.layers, len(self.pattern))
+    if whole:
+      x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
+    if rest:
+      x_BLD, _ = self.rest(x_BLD, positions[:rest], rows_B)
     return self.final_norm(x_BLD)
 
   def logits(self, hidden_BLD):
@@ -225,31 +290,64 @@ def build(config: ConfigDict) -> Decoder:
   """The model of an experiment (configs/base.py, complete: with a vocabulary).
 
   Its tables have the length that its weights were first trained at, also where training goes on at
-  another one. Raises ValueError for an unknown scheme, hyperparameter or value.
+  another one; with sampled positions, the range these come from. Raises ValueError for an unknown
+  scheme, hyperparameter or value.
   """
+  settings = dict(config.model)
+  mask = {key: settings.pop(key) for key in ('window', 'sinks', 'chunk')}
+  cut = {key: settings.pop(key) for key in ('segment', 'memory')}
+  alike = {'position': config.position, 'extended': True, **mask, **cut}
   return Decoder(
-    scheme=positions.make(**config.position),
-    length=config.extension.trained_length or config.train.length,
-    **config.model,
+    pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
+    length=sampling.make(**config.sampling).reach(
+      config.extension.trained_length or config.train.length
+    ),
+    **settings,
   )
 
 
-def as_trained(model: Decoder, config: ConfigDict) -> Spectrum:
-  """The spectrum the run trains with: the scheme's own, after the config's extension."""
+def make_layer(alike: dict, own: dict) -> Layer:
+  """A layer of a config's pattern: what it sets itself, and for the rest what all layers have.
+
+  Raises ValueError for an unknown key.
+  """
+  own = dict(own)
+  for key in own.keys() - alike.keys():
+    raise ValueError(f"A layer has no '{key}'. It takes: {', '.join(alike)}.")
+  settings = alike | own
+  scheme = composition.make(settings.pop('position'))
+  mask = Mask(**{key: settings.pop(key) for key in ('window', 'sinks', 'chunk')})
+  return Layer(scheme=scheme, mask=mask, **settings)
+
+
+def as_trained(model: Decoder, config: ConfigDict) -> tuple[Spectrum, ...]:
+  """The spectra the run trains with: the schemes' own, after the config's extension."""
   return extend(model.spectrum(), **config.extension)
 
 
-def learned(module: nn.Module, scheme: Scheme, dims: Dims):
-  """The scheme's learned parameters as parameters of `module`, if it has any."""
-  shapes = jax.eval_shape(lambda key: scheme.init(key, dims), jax.random.key(0))
-  return module.param('position', scheme.init, dims) if jax.tree.leaves(shapes) else {}
+def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position'):
+  """What a scheme's `init` or `init_layer` makes, as a parameter of `module` if it is anything."""
+  shapes = jax.eval_shape(lambda key: init(key, dims), jax.random.key(0))
+  return module.param(name, init, dims) if jax.tree.leaves(shapes) else {}
 
 
-def check_length(model: Decoder, spectrum: Spectrum, length: int) -> None:
-  """Raises ValueError if the scheme has no positions for `length` tokens under `spectrum`."""
-  capacity = model.scheme.capacity(spectrum, model.dims)
+def describe_attention(model: Decoder, length: int, *, packed: bool) -> list[Choice]:
+  """The form that each layer of the pattern takes at this length, and why."""
+  of = lambda *shape: jax.ShapeDtypeStruct((length, *shape), model.compute_dtype)
+  arrays = of(model.width), of(model.heads, model.head_width), of(model.kv_heads, model.head_width)
+  choices = []
+  for layer, spectrum in zip(model.pattern, model.spectrum(), strict=True):
+    init = functools.partial(layer.scheme.parameters, dims=model.dims)
+    position = jax.eval_shape(init, jax.random.key(0)), spectrum
+    choices.append(choose_form(model.attention, layer, position, *arrays, packed=packed))
+  return choices
+
+
+def check_length(model: Decoder, spectrum, length: int) -> None:
+  """Raises ValueError if a scheme has no positions for `length` tokens under `spectrum`."""
+  capacity = model.capacity(spectrum)
   if length > capacity:
-    factor = math.ceil(length / model.scheme.capacity(model.spectrum(), model.dims))
+    factor = math.ceil(length / model.capacity(model.spectrum()))
     raise ValueError(
       f'The position scheme has {capacity:.0f} positions, but the sequence has {length} tokens. '
       f'Use at most {capacity:.0f} tokens, or stretch them: extension linear, factor {factor}.'

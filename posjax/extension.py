@@ -6,7 +6,8 @@ argument of the compiled function, a sweep over a hundred settings compiles once
 
 `extend(spectrum, name='yarn', factor=4.0, trained_length=2048)` picks a function of this file by
 its name. Every method takes `factor`, how many times longer than `trained_length` (tokens) the text
-gets, and is the identity at factor 1.
+gets, and is the identity at factor 1. Where schemes are combined, a model has a pytree of spectra:
+each changes that the method makes sense for.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +24,7 @@ import numpy as np
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=['frequency_F', 'slope_H', 'rate', 'temperature'],
-  meta_fields=[],
+  meta_fields=['fixed'],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spectrum:
@@ -32,12 +34,14 @@ class Spectrum:
   slope_H: logits per token of distance, for each head.
   rate: table rows, bucket units, or whatever else counts tokens, per token: 1 as trained.
   temperature: multiplies the whole logit (DeepSeek's convention), 1 as trained.
+  fixed: extensions leave it alone, as that of layers whose windows stay as they are.
   """
 
   frequency_F: np.ndarray | jax.Array | None = None
   slope_H: np.ndarray | jax.Array | None = None
   rate: float | jax.Array | None = None
   temperature: float | jax.Array = 1.0
+  fixed: bool = False
 
 
 def none(spectrum: Spectrum) -> Spectrum:
@@ -123,8 +127,8 @@ METHODS: dict[str, Callable[..., Spectrum]] = {
 }
 
 
-def extend(spectrum: Spectrum, *, name: str, **settings) -> Spectrum:
-  """The spectrum after method `name` with its `settings`; frequencies etc. as float64.
+def extend(spectrum: Any, *, name: str, **settings) -> Any:
+  """The spectrum, or pytree of spectra, after method `name` with its `settings`, in float64.
 
   Raises ValueError for an unknown method or setting, a factor below 1, a trained length that is
   missing, or a method that makes no sense for the spectrum; the message says which one would.
@@ -161,20 +165,34 @@ def extend(spectrum: Spectrum, *, name: str, **settings) -> Spectrum:
     )
   if settings['factor'] == 1:
     return spectrum
-  return METHODS[name](spectrum, **settings)
+  method = functools.partial(METHODS[name], **settings)
+  return each(lambda one: method(one) if name in applicable(one) else one, spectrum)
 
 
-def applicable(spectrum: Spectrum) -> list[str]:
-  """Names of the methods that make sense for a scheme with this spectrum."""
-  if spectrum.frequency_F is not None:
-    return list(METHODS)
-  if spectrum.slope_H is not None or spectrum.rate is not None:
-    return ['none', 'linear']
-  return ['none']
+def each(change: Callable[[Spectrum], Spectrum], spectrum: Any) -> Any:
+  """The pytree with every Spectrum changed."""
+  return jax.tree.map(change, spectrum, is_leaf=lambda x: isinstance(x, Spectrum))
 
 
-def _why_not(spectrum: Spectrum) -> str:
-  if spectrum.slope_H is None and spectrum.rate is None:
+def applicable(spectrum: Any) -> list[str]:
+  """Names of the methods that make sense for this spectrum, or for one of a pytree of spectra."""
+  able = {'none'}
+  for one in _spectra(spectrum):
+    if one.frequency_F is not None:
+      able |= METHODS.keys()
+    if one.slope_H is not None or one.rate is not None:
+      able |= {'linear'}
+  return [name for name in METHODS if name in able]
+
+
+def _spectra(spectrum: Any) -> list[Spectrum]:
+  """Those of a pytree that an extension may change."""
+  leaves = jax.tree.leaves(spectrum, is_leaf=lambda x: isinstance(x, Spectrum))
+  return [one for one in leaves if not one.fixed]
+
+
+def _why_not(spectrum: Any) -> str:
+  if not any(one.slope_H is not None or one.rate is not None for one in _spectra(spectrum)):
     return 'the scheme has neither frequencies nor anything else that counts tokens'
   return 'it changes frequencies, and the scheme has none'
 

@@ -4,26 +4,33 @@ Letters: B batch, L tokens, N tokens of a chunk, D model width, V vocabulary.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from posjax.decoder import Decoder
-from posjax.extension import Spectrum
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits: small beside any model, large enough for a matmul
 
 
 def token_losses(
-  model: Decoder, params, spectrum: Spectrum, batch: dict, *, chunk: int | None = None
+  model: Decoder,
+  params,
+  spectrum: Any,
+  batch: dict,
+  *,
+  chunk: int | None = None,
+  contiguous: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
   """loss_BL, -log p(target) in nats, and log_z_BL, the logarithm of the softmax's denominator.
 
   batch: int32 arrays [B, L] `tokens`, `targets`, `positions` and `segments` (rows of
-    posjax.data.Stream: positions rise by one within a segment). Loss is 0 where the segment is 0.
+    posjax.data.Stream). Loss is 0 where the segment is 0.
     `segments` may be None: every row is one document, every target counts.
   chunk: tokens whose logits exist at once; None takes what fits 64 MiB. The chunks' logits are
     computed again in the derivative.
+  contiguous: positions rise by one within a segment, as those of a Stream do.
   """
   segments_BL = batch['segments']
   hidden_BLD = model.apply(
@@ -32,7 +39,7 @@ def token_losses(
     spectrum,
     batch['positions'],
     segments_BL,
-    contiguous=True,
+    contiguous=contiguous,
     method='hidden',
   )
   B, L, D = hidden_BLD.shape

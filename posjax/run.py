@@ -31,6 +31,8 @@ MAY_CHANGE = (
   ('model.dtype', True, 'of activations; parameters are float32 either way'),
   ('model.*', False, 'the stored parameters belong to another model'),
   ('position.*', False, 'the stored parameters were trained with another scheme'),
+  ('layers', False, 'the stored parameters belong to another pattern of layers'),
+  ('sampling.*', False, 'the stored parameters were trained on other positions'),
   ('extension.*', False, 'the stored parameters were trained with another spectrum'),
   ('data.threads', True, 'speed only'),
   ('data.*_dir', True, 'where files are, not what they hold'),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from posjax import sampling
 from posjax.decoder import Decoder
 from posjax.loss import token_losses
 
@@ -88,7 +89,12 @@ def init_state(model: Decoder, optimizer: optax.GradientTransformation, key: jax
 
 
 def make_step(
-  model: Decoder, optimizer: optax.GradientTransformation, train: ConfigDict
+  model: Decoder,
+  optimizer: optax.GradientTransformation,
+  train: ConfigDict,
+  *,
+  sampler: sampling.Sampler = sampling.PLAIN,
+  seed: int = 0,
 ) -> Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]:
   """step(state, spectrum, batch) -> (state, metrics), pure.
 
@@ -96,11 +102,21 @@ def make_step(
   (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, sec. 5). Cutting the batch into parts changes
   memory and the order of sums, nothing else: they are divided by the whole batch's targets.
 
+  What is drawn at random, by `sampler` and by the schemes (`Scheme.sample`), is a function of the
+  seed and the step.
+
   metrics: loss (nats per token, without the z part), gradient_norm (before clipping).
   """
 
   def sums(params, spectrum, batch):
-    loss_BL, log_z_BL = token_losses(model, params, spectrum, batch, chunk=train.loss_chunk)
+    loss_BL, log_z_BL = token_losses(
+      model,
+      params,
+      spectrum,
+      batch,
+      chunk=train.loss_chunk,
+      contiguous=sampler == sampling.PLAIN,
+    )
     nats = loss_BL.sum()
     return nats + train.z_loss * jnp.square(log_z_BL).sum(), nats
 
@@ -117,6 +133,11 @@ def make_step(
     return jax.lax.scan(add, zero, parts)[0]
 
   def step(state, spectrum, batch):
+    position_key, spectrum_key = jax.random.split(
+      jax.random.fold_in(jax.random.key(seed), state.step)
+    )
+    batch = batch | {'positions': sampler(position_key, batch['positions'])}
+    spectrum = model.sample(spectrum, spectrum_key)
     grads, nats = gradients(state.params, spectrum, batch)
     count = jnp.maximum((batch['segments'] > 0).sum(), 1)
     grads = jax.tree.map(lambda g: g / count, grads)

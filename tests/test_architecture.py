@@ -25,13 +25,17 @@ MAY_IMPORT = {
   'posjax.attend': '',
   'posjax.positions.base': 'attend extension',
   'posjax.positions': 'attend extension rotary positions.base',
+  'posjax.composition': 'attend positions',
+  'posjax.recurrence': 'attend',
+  'posjax.sampling': '',
   'posjax.cache': 'attend extension positions',
-  'posjax.attention': 'attend extension linear norm positions',
+  'posjax.attention': 'attend extension linear norm positions recurrence',
   'posjax.latent': 'attend attention extension linear norm positions',
   'posjax.moe': 'linear norm',
-  'posjax.decoder': 'attend attention cache extension latent linear moe norm positions',
+  'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '
+  'sampling',
   'posjax.loss': 'decoder extension',
-  'posjax.cost': 'decoder',
+  'posjax.cost': 'attention decoder',
 }
 ABOVE = {'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli'}  # anything
 FLAX = {'posjax.attention', 'posjax.latent', 'posjax.moe', 'posjax.norm', 'posjax.decoder'}

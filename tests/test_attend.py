@@ -121,7 +121,7 @@ VISIBLE = {
 @pytest.mark.parametrize('case', VISIBLE)
 def test_a_query_sees_exactly_these_keys(case):
   mask, segments, picture = VISIBLE[case]
-  both = rows(5, segments=segments)
+  both = rows(5, segments=segments).with_begin()
   expected_IJ = np.array([[c == 'x' for c in line] for line in picture])
   np.testing.assert_array_equal(mask.visible(Tile(both, both)), expected_IJ)
   # What is seen has weight: with equal logits, 1 / (number of keys seen).
@@ -135,12 +135,13 @@ def test_a_query_sees_exactly_these_keys(case):
 @pytest.mark.parametrize('sizes', [(4, 3), (3, 5)])
 def test_tiles_out_of_sight_are_not_visited_and_those_in_sight_are(mask, sizes):
   (I, J), L = sizes, 30
-  everything = rows(L)
+  everything = rows(L).with_begin()
   visible_IJ = np.asarray(mask.visible(Tile(everything, everything)))
   for i in range(L // I):
-    low, high = mask.key_tiles(everything.cut(i * I, I), J, L // J)
+    count, tile = mask.key_tiles(everything.cut(i * I, I), J, L // J)
     seen = [visible_IJ[i * I : i * I + I, j * J : j * J + J].any() for j in range(L // J)]
-    np.testing.assert_array_equal(np.flatnonzero(seen), np.arange(int(low), int(high)))
+    visited = [int(tile(n)) for n in range(int(count))]
+    np.testing.assert_array_equal(np.flatnonzero(seen)[::-1], visited)  # newest first
 
 
 @pytest.mark.parametrize(
@@ -307,7 +308,7 @@ def test_rows_of_a_batch_are_attended_one_by_one(rng, form):
 
 
 PLAIN = {
-  'scores': False, 'factorises': False, 'packed': False, 'length': 256, 'width': 64,
+  'columns': 0, 'packed': False, 'length': 256, 'width': 64,
   'dtype': jnp.bfloat16,
 }  # fmt: skip
 
@@ -322,16 +323,16 @@ PLAIN = {
     ('gpu', {'width': 128}, 'cudnn', 'fused kernel of gpu'),
     ('gpu', {'width': 136}, 'tiled', 'heads of up to 128, not 136'),
     (
-      'gpu', {'width': 128, 'scores': True, 'factorises': True}, 'tiled', 'up to 128, not 144'
+      'gpu', {'width': 128, 'columns': 6}, 'tiled', 'up to 128, not 134'
     ),
-    ('gpu', {'scores': True}, 'tiled', 'not cudnn: the scheme changes logits'),
-    ('gpu', {'scores': True, 'factorises': True}, 'cudnn', 'bias as columns'),
+    ('gpu', {'columns': None}, 'tiled', 'not cudnn: the scheme changes logits'),
+    ('gpu', {'columns': 6}, 'cudnn', 'bias as 6 columns'),
     ('tpu', {}, 'splash', 'fused kernel of tpu'),
     ('tpu', {'dtype': jnp.float32}, 'splash', 'fused kernel of tpu'),
     ('tpu', {'packed': True}, 'splash', 'fused kernel of tpu'),
     ('tpu', {'length': 200}, 'tiled', 'multiples of 128, not 200'),
-    ('tpu', {'scores': True}, 'tiled', 'not splash: the scheme changes logits'),
-    ('tpu', {'scores': True, 'factorises': True}, 'splash', 'bias as columns'),
+    ('tpu', {'columns': None}, 'tiled', 'not splash: the scheme changes logits'),
+    ('tpu', {'columns': 6}, 'splash', 'bias as 6 columns'),
   ],
 )
 def test_the_form_follows_from_platform_type_and_scheme(platform, changes, form, why):
@@ -346,7 +347,7 @@ def test_the_form_follows_from_platform_type_and_scheme(platform, changes, form,
   [
     ('cudnn', 'cpu', {}, 'needs an NVIDIA GPU, and this is cpu. Use .auto'),
     ('cudnn', 'gpu', {'packed': True}, 'packed documents'),
-    ('cudnn', 'gpu', {'scores': True}, 'no column can carry'),
+    ('cudnn', 'gpu', {'columns': None}, 'no column can carry'),
     ('cudnn', 'gpu', {'dtype': jnp.float32}, 'bfloat16 or float16'),
     ('splash', 'gpu', {}, 'needs a TPU, and this is gpu'),
     ('splash', 'tpu', {'length': 100}, 'multiples of 128, not 100'),

@@ -1,4 +1,5 @@
-"""What every scheme promises. None is named: whatever stands in posjax/positions/ is held to it.
+"""What every scheme promises. None is named: whatever stands in posjax/positions/ is held to it,
+and so are schemes made of several, as the configs combine them.
 
 A hyperparameter that cannot be doubled, halved or flipped says what else to try in its field's
 metadata: {'other': value}.
@@ -8,26 +9,45 @@ import dataclasses
 import functools
 import inspect
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posjax import positions
+from posjax import composition, positions
 from posjax.attend import Logits, Mask, Rows, Tile, dense, tiled
+from posjax.attention import Layer, scored
+from posjax.config import load
 from posjax.decoder import Decoder
-from posjax.extension import METHODS, applicable, extend
-from posjax.positions import Dims, Scheme
+from posjax.extension import METHODS, applicable, each, extend
+from posjax.positions import Dims
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
-NAMES = positions.names()
+def combined():
+  """The combinations of all configs, by the config's name."""
+  found = {}
+  for file in sorted(Path(__file__).parents[1].glob('configs/*.py')):
+    if file.stem != '__init__' and 'parts' in (position := load(f'configs/{file.name}').position):
+      found[file.stem] = position
+  return found
+
+
+ALONE = positions.names()
+COMBINED = combined()
+NAMES = [*ALONE, *COMBINED]
 EPS = float(jnp.finfo(jnp.float32).eps)
-HOOKS = ('embed', 'query', 'key', 'features', 'score')
+HOOKS = ('embed', 'query', 'key', 'score', 'walk', 'read')
 B, L, V = 3, 20, 24
 LENGTH = 64  # positions a scheme must offer; rows are shorter
 DIMS = Dims(width=16, heads=4, kv_heads=2, head_width=8, length=LENGTH)
+
+
+@functools.cache
+def make(name):
+  return composition.make(COMBINED.get(name, {'name': name}))
 
 
 def needs(method):
@@ -39,7 +59,7 @@ def needs(method):
 PAIRS = [
   (name, method)
   for name in NAMES
-  for method in applicable(positions.make(name).spectrum(DIMS))
+  for method in applicable(make(name).spectrum(DIMS))
   if needs(method) <= {'spectrum', 'factor', 'trained_length'}
 ]
 
@@ -49,13 +69,17 @@ def decoder(scheme, **changes):
     'length': LENGTH, 'vocabulary': V, 'width': 16, 'layers': 2, 'heads': 4, 'kv_heads': 2,
     'head_width': 8, 'mlp_width': 16, 'attention': 'tiled', 'dtype': 'float32', **changes,
   }  # fmt: skip
-  return Decoder(scheme=scheme, **settings)
+  return Decoder(pattern=(Layer(scheme=scheme),), **settings)
 
 
 def excited(tree):
   """Adds noise, so that parameters which start at zero, or small, take part."""
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: x + jnp.float32(0.3 * rng.normal(size=x.shape)), tree)
+
+
+def learned(scheme, dims):
+  return excited(scheme.parameters(jax.random.key(0), dims))
 
 
 def settings_of(method, factor=4.0):
@@ -65,7 +89,7 @@ def settings_of(method, factor=4.0):
 @functools.cache
 def small(name):
   """A decoder, random parameters and one compiled function, `run`."""
-  model = decoder(positions.make(name))
+  model = decoder(make(name))
   spectrum = model.spectrum()
   tokens_BL = np.stack([np.random.default_rng(b).permutation(V)[:L] for b in range(B)])
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, spectrum)['params']
@@ -81,7 +105,7 @@ def small(name):
     return np.asarray(logits(params, spectrum, tokens, pos, seg))
 
   return types.SimpleNamespace(
-    model=model, spectrum=spectrum, tokens=tokens_BL, count=count_BL, run=run,
+    model=model, scheme=make(name), spectrum=spectrum, tokens=tokens_BL, count=count_BL, run=run,
     programs=logits._cache_size,
   )  # fmt: skip
 
@@ -94,8 +118,8 @@ def rounding(pos, logits_BLV):
 @pytest.mark.parametrize('name', NAMES)
 def test_no_token_depends_on_a_later_one_and_each_depends_on_every_earlier_one(name):
   """By gradient, exactly: of the output at each token to the vector of each token."""
-  scheme, rng = positions.make(name), np.random.default_rng(4)
-  params = excited(scheme.init(jax.random.key(0), DIMS))
+  scheme, rng = make(name), np.random.default_rng(4)
+  params = learned(scheme, DIMS)
   run = layer(scheme, dense, Mask(), False, None, DIMS)
   x_LD = jnp.asarray(rng.normal(size=(L, 16)), jnp.float32)
   w_HK = rng.normal(size=(4, 8))
@@ -116,7 +140,7 @@ def test_a_shift_of_all_positions_changes_what_is_not_relative_and_only_that(nam
   s = small(name)
   here, there = s.run(), s.run(pos=s.count + 40)
   change = np.abs(here - there).max()
-  if type(s.model.scheme).relative:
+  if s.scheme.relative:
     assert change <= rounding(60, here)
   else:
     assert change > 1e-3
@@ -129,7 +153,7 @@ def test_positions_are_read_per_row(name):
   apart = [s.run(), s.run(pos=s.count * 3), s.run(pos=s.count + 40)]
   for b in range(B):
     np.testing.assert_allclose(mixed[b], apart[b][b], atol=rounding(0, mixed))
-  if acts(s.model.scheme) and type(s.model.scheme).reads_positions:
+  if acts(s.scheme) and s.scheme.reads_positions:
     assert np.abs(apart[1] - apart[0])[1].max() > 1e-3
   else:
     np.testing.assert_array_equal(apart[1], apart[0])
@@ -158,7 +182,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(name):
 
 
 def acts(scheme):
-  return any(getattr(type(scheme), hook) is not getattr(Scheme, hook) for hook in HOOKS)
+  return any(scheme.overrides(hook) for hook in HOOKS)
 
 
 def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
@@ -166,16 +190,24 @@ def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
   H, G, K, D = dims.heads, dims.kv_heads, dims.head_width, dims.width
   rng = np.random.default_rng(3)
   project = [jnp.asarray(rng.normal(size=(D, n, K)) / D**0.5, jnp.float32) for n in (H, G, G)]
-  score = scheme.score if scheme.scores else None
+  logits = scored(Logits(scale=K**-0.5, mask=mask), scheme)
   if watch is not None:
+
     def score(params, spectrum, s_HIJ, tile):
       out_HIJ = scheme.score(params, spectrum, s_HIJ, tile)
       watch.extend([s_HIJ.dtype, out_HIJ.dtype])
       return out_HIJ
-  logits = Logits(scale=K**-0.5, mask=mask, score=score)
+
+    def walk(params, spectrum, s_HIJ, tile, state):
+      out_HIJ, state = scheme.walk(params, spectrum, s_HIJ, tile, state)
+      watch.extend([out_HIJ.dtype, *(x.dtype for x in jax.tree.leaves(state))])
+      return out_HIJ, state
+
+    logits = dataclasses.replace(logits, score=score, walk=walk, start=scheme.start)
 
   def run(params, spectrum, x_LD, pos_L):
-    x_LD = scheme.embed(params, spectrum, x_LD, pos_L)
+    tokens_L = jnp.arange(len(x_LD)) % V
+    x_LD = scheme.embed(params, spectrum, x_LD, tokens_L, pos_L)
     q_LHK, k_LGK, v_LGK = (jnp.einsum('ld,dhk->lhk', x_LD, w.astype(x_LD.dtype)) for w in project)
     fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, pos_L)
     rows = Rows(
@@ -188,8 +220,8 @@ def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
       dataclasses.replace(rows, features_L=fq),
       dataclasses.replace(rows, features_L=fk),
       logits,
-      spectrum.temperature,
-      (params, spectrum) if score else (),
+      scheme.temperature(spectrum),
+      () if logits.plain else (params, spectrum),
     )
 
   return run
@@ -224,9 +256,10 @@ def test_tiles_give_the_values_and_gradients_of_the_definition(name, case):
 def tiles_and_definition(name, case):
   kv_heads, window, contiguous, sizes, packed = LAYERS[case]
   dims = dataclasses.replace(DIMS, kv_heads=kv_heads)
-  scheme, rng = positions.make(name), np.random.default_rng(4)
-  params = excited(scheme.init(jax.random.key(0), dims))
-  spectrum = dataclasses.replace(as_arrays(scheme.spectrum(dims)), temperature=jnp.float32(1.2))
+  scheme, rng = make(name), np.random.default_rng(4)
+  params = learned(scheme, dims)
+  warm = lambda one: dataclasses.replace(one, temperature=jnp.float32(1.2))
+  spectrum = each(warm, as_arrays(scheme.spectrum(dims)))
   x_LD, w_LHK = rng.normal(size=(23, 16)), rng.normal(size=(23, 4, 8))
   segment_L = jnp.asarray(np.repeat([1, 2, 0], [12, 8, 3])) if packed else None
   pos_L = jnp.asarray(np.r_[:12, :8, :3] if packed else np.r_[5:28])
@@ -266,15 +299,15 @@ def other_values(field, value):
 
 @pytest.mark.parametrize(
   ('name', 'field'),
-  [(name, field.name) for name in NAMES for field in dataclasses.fields(positions.find(name))],
+  [(name, field.name) for name in ALONE for field in dataclasses.fields(positions.find(name))],
 )
 def test_every_hyperparameter_changes_the_output_or_how_far_the_scheme_reaches(name, field):
-  scheme = positions.make(name)
+  scheme = make(name)
   x_LD = jnp.asarray(np.random.default_rng(4).normal(size=(L, 16)), jnp.float32)
   pos_L = jnp.asarray(np.r_[0 : LENGTH : LENGTH // L][:L])  # far apart: rare distances count too
 
   def output(scheme):
-    params = excited(scheme.init(jax.random.key(0), DIMS))
+    params = learned(scheme, DIMS)
     run = layer(scheme, dense, Mask(), False, None, DIMS)
     return np.asarray(jax.jit(run)(params, scheme.spectrum(DIMS), x_LD, pos_L))
 
@@ -292,10 +325,10 @@ def test_every_hyperparameter_changes_the_output_or_how_far_the_scheme_reaches(n
 @pytest.mark.parametrize('name', NAMES)
 def test_order_is_known_to_a_scheme_that_acts_and_to_no_other(name):
   """Without a causal mask, and with positions that stay where they are, tokens change places."""
-  scheme = positions.make(name)
+  scheme = make(name)
   rng = np.random.default_rng(4)
   x_LD, order = jnp.asarray(rng.normal(size=(L, 16)), jnp.float32), rng.permutation(L)
-  params = excited(scheme.init(jax.random.key(0), DIMS))
+  params = learned(scheme, DIMS)
   run = jax.jit(layer(scheme, dense, Mask(causal=False), False, None, DIMS))
   spectrum, pos_L = scheme.spectrum(DIMS), jnp.arange(L)
   straight, moved = run(params, spectrum, x_LD, pos_L), run(params, spectrum, x_LD[order], pos_L)
@@ -308,9 +341,9 @@ def test_order_is_known_to_a_scheme_that_acts_and_to_no_other(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_bfloat16_activations_meet_float32_scores(name):
-  scheme, watch = positions.make(name), []
+  scheme, watch = make(name), []
   x_LD = jnp.asarray(np.random.default_rng(4).normal(size=(L, 16)), jnp.bfloat16)
-  params = scheme.init(jax.random.key(0), DIMS)
+  params = scheme.parameters(jax.random.key(0), DIMS)
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
   run = jax.jit(layer(scheme, dense, Mask(), False, None, DIMS, watch))
   out_LHK = run(params, scheme.spectrum(DIMS), x_LD, jnp.arange(L))
@@ -324,7 +357,7 @@ def test_bfloat16_activations_meet_float32_scores(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_the_spectrum_is_float64_on_the_host(name):
-  for x in jax.tree.leaves(positions.make(name).spectrum(DIMS)):
+  for x in jax.tree.leaves(make(name).spectrum(DIMS)):
     assert isinstance(x, float) or (isinstance(x, np.ndarray) and x.dtype == np.float64)
 
 
@@ -354,7 +387,7 @@ def test_an_extension_by_a_factor_of_one_is_none(name, method):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_an_extension_that_makes_no_sense_is_refused_and_those_that_do_are_named(name):
-  spectrum = positions.make(name).spectrum(DIMS)
+  spectrum = make(name).spectrum(DIMS)
   able = applicable(spectrum)
   assert 'none' in able
   for method in METHODS.keys() - set(able):
@@ -363,7 +396,7 @@ def test_an_extension_that_makes_no_sense_is_refused_and_those_that_do_are_named
     assert f'Use: {", ".join(able)}.' in str(error.value)
 
 
-FACTORISING = [name for name in NAMES if positions.make(name).factorises]
+FACTORISING = [name for name in NAMES if make(name).factorises]
 
 
 @pytest.mark.parametrize('name', FACTORISING)
@@ -371,9 +404,9 @@ def test_columns_are_the_score_up_to_what_depends_on_the_query_alone(name):
   """In float32 to its precision; in bfloat16 rows of weights differ by at most 2e-4 in total
   variation, half the sum of absolute differences, at 8192 tokens."""
   length, chosen = 8192, np.array([0, 1, 255, 256, 257, 4095, 8191])
-  scheme, rng = positions.make(name), np.random.default_rng(5)
+  scheme, rng = make(name), np.random.default_rng(5)
   dims = dataclasses.replace(DIMS, length=length)
-  params, spectrum = excited(scheme.init(jax.random.key(0), dims)), scheme.spectrum(dims)
+  params, spectrum = learned(scheme, dims), scheme.spectrum(dims)
   scale, pos_L = 8**-0.5, jnp.arange(length)
   x_LD = jnp.asarray(rng.normal(size=(length, 16)), jnp.float32)
   q_LHK, k_LGK = jnp.ones((length, 4, 8)), jnp.ones((length, 2, 8))
@@ -387,14 +420,18 @@ def test_columns_are_the_score_up_to_what_depends_on_the_query_alone(name):
   content_HIJ = rng.normal(size=zeros_HIJ.shape) * 2
 
   for dtype in (jnp.float32, jnp.bfloat16):
-    q_LHC, k_LC = scheme.columns(params, spectrum, query, key, scale, dtype)
-    q_IHC, k_LC = q_LHC[chosen].astype(dtype), k_LC.astype(dtype)
-    got_HIJ = scale * np.einsum('ihc,jc->hij', np.float64(q_IHC), np.float64(k_LC))
+    q_LHC, k_LGC = scheme.columns(
+      params, spectrum, query, key, heads=4, kv_heads=2, scale=scale, dtype=dtype
+    )
+    q_IHC, k_LHC = q_LHC[chosen].astype(dtype), jnp.repeat(
+      jnp.broadcast_to(k_LGC, (length, 2, k_LGC.shape[-1])), 2, axis=1
+    ).astype(dtype)
+    got_HIJ = scale * np.einsum('ihc,jhc->hij', np.float64(q_IHC), np.float64(k_LHC))
     row_HI1 = np.take_along_axis(got_HIJ - bias_HIJ, chosen[None, :, None], axis=2)
     error_HIJ = np.where(seen_IJ, got_HIJ - row_HI1 - bias_HIJ, 0)
     assert np.abs(error_HIJ).max() <= 4 * EPS * np.abs(bias_HIJ).max()
     # As a kernel sums them: products exact, sums in float32.
-    sums_HIJ = scale * np.einsum('ihc,jc->hij', np.float32(q_IHC), np.float32(k_LC))
+    sums_HIJ = scale * np.einsum('ihc,jhc->hij', np.float32(q_IHC), np.float32(k_LHC))
     moved_HIJ = weights(content_HIJ + sums_HIJ, seen_IJ) - weights(content_HIJ + bias_HIJ, seen_IJ)
     assert np.abs(moved_HIJ).sum(-1).max() / 2 <= 2e-4
 
@@ -431,7 +468,7 @@ def test_no_array_grows_with_the_square_of_the_length_in_tiles(name):
   long = 2048
 
   def largest(form):
-    model = decoder(positions.make(name), attention=form, length=long, layers=1)
+    model = decoder(make(name), attention=form, length=long, layers=1)
     tokens_BL = jnp.zeros((1, long), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, model.spectrum())
     total = lambda params, spectrum: model.apply(params, tokens_BL, spectrum).sum()

@@ -6,6 +6,8 @@ import optax
 import pytest
 
 from posjax import positions
+from posjax.attend import Mask
+from posjax.attention import Layer
 from posjax.cost import count_parameters, flops_per_token, peak_flops
 from posjax.decoder import Decoder
 from posjax.training import init_state
@@ -18,8 +20,9 @@ SIZES = {
 BLOCK = 6 * 16 + 6 * 8 + 6 * 8 + 16 * 6 + 3 * 6 * 10  # query, key, value, output; three of the MLP
 
 
-def abstract(scheme='none', **changes):
-  model = Decoder(scheme=positions.make(scheme), **SIZES | changes)
+def abstract(scheme='none', window=None, **changes):
+  layer = Layer(scheme=positions.make(scheme), mask=Mask(window=window))
+  model = Decoder(pattern=(layer,), **SIZES | changes)
   init = lambda key: init_state(model, optax.identity(), key).params
   return model, jax.eval_shape(init, jax.random.key(0))
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from posjax import positions
+from posjax.attend import Mask
+from posjax.attention import Layer
 from posjax.decoder import Decoder, check_length
 from posjax.norm import LayerNorm, RMSNorm
 
@@ -19,8 +21,9 @@ SIZES = {
 TOKENS_BL = np.random.default_rng(0).integers(V, size=(B, L))
 
 
-def decoder(**changes):
-  return Decoder(scheme=positions.Scheme(), **{**SIZES, **changes})
+def decoder(window=None, **changes):
+  layer = Layer(scheme=positions.Scheme(), mask=Mask(window=window))
+  return Decoder(pattern=(layer,), **{**SIZES, **changes})
 
 
 @functools.cache
@@ -51,7 +54,7 @@ def by_definition(params, tokens_L, *, layers, H, G, K, mlp, norm, qk_norm, wind
 
   x_LD = p['embedding_VD'][tokens_L] * np.sqrt(p['embedding_VD'].shape[1])
   for n in range(layers):
-    block = jax.tree.map(lambda w: w[n], p['blocks'])  # noqa: B023
+    block = jax.tree.map(lambda w: w[n], p['blocks']['layer_0'])  # noqa: B023
     a, heads = block['attention'], {'query': [], 'key': [], 'value': []}
     for x in x_LD:
       y = normalise(x, block['attention_norm'], norm)
@@ -136,22 +139,24 @@ def test_the_program_does_not_grow_with_depth():
 @pytest.mark.parametrize('own', [True, False])
 def test_a_scheme_learns_per_layer_or_once_for_all_layers(own):
   class Lift(positions.Scheme):
-    per_layer = own
-
     def init(self, key, dims):
-      return {'lift_HK': jnp.zeros((dims.heads, dims.head_width))}
+      return {} if own else {'lift_HK': jnp.zeros((dims.heads, dims.head_width))}
+
+    def init_layer(self, key, dims):
+      return {'lift_HK': jnp.zeros((dims.heads, dims.head_width))} if own else {}
 
     def query(self, params, spectrum, q_LHK, pos_L):
       return q_LHK + params['lift_HK']
 
-  model, params = Decoder(scheme=Lift(), **SIZES), random_params()
+  model, params = Decoder(pattern=(Layer(scheme=Lift()),), **SIZES), random_params()
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
-  where = shapes['blocks'] if own else shapes
+  where = shapes['blocks']['layer_0'] if own else shapes
   assert where['position']['lift_HK'].shape == ((2, 4, 6) if own else (4, 6))
 
   def change(lift):
     learned = {'position': {'lift_HK': lift}}
-    full = {**params, 'blocks': {**params['blocks'], **learned}} if own else {**params, **learned}
+    layer = {**params['blocks']['layer_0'], **learned}
+    full = {**params, 'blocks': {'layer_0': layer}} if own else {**params, **learned}
     plain = decoder().apply({'params': params}, TOKENS_BL, model.spectrum())
     return np.abs(model.apply({'params': full}, TOKENS_BL, model.spectrum()) - plain).max()
 
@@ -166,7 +171,7 @@ def test_layers_have_weights_of_their_own_and_norms_start_at_one():
   model = decoder(norm='layer', width=64, vocabulary=300)
   params = jax.jit(model.init)(jax.random.key(0), TOKENS_BL, model.spectrum())['params']
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
-  blocks = params['blocks']
+  blocks = params['blocks']['layer_0']
   for weight in ('query_DX', 'key_DX', 'value_DX', 'output_XD'):
     first, second = blocks['attention'][weight]
     assert not np.allclose(first, second)
@@ -186,7 +191,7 @@ def test_layers_have_weights_of_their_own_and_norms_start_at_one():
 @pytest.mark.parametrize('name', positions.names())
 def test_positions_that_count_along_the_row_are_the_default(name):
   """Also where they are given per row, promised to be contiguous or not."""
-  model = Decoder(scheme=positions.make(name), **SIZES | {'head_width': 8})
+  model = Decoder(pattern=(Layer(scheme=positions.make(name)),), **SIZES | {'head_width': 8})
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda x: jnp.float32(0.4 * rng.normal(size=x.shape)), shapes)
@@ -246,9 +251,8 @@ def test_sizes_and_words_that_cannot_be_are_refused(changes, text):
 
 
 def test_a_window_of_no_keys_is_refused():
-  model = decoder(window=0)
   with pytest.raises(ValueError, match='window of 0 keys'):
-    jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())
+    decoder(window=0)
 
 
 def test_any_length_fits_a_scheme_without_a_table():

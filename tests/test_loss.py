@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from posjax import positions
+from posjax.attention import Layer
 from posjax.decoder import Decoder
 from posjax.loss import token_losses
 
@@ -18,8 +19,8 @@ B, L, V, D = 2, 11, 13, 8
 @functools.cache
 def small():
   model = Decoder(
-    scheme=positions.Scheme(), length=L, vocabulary=V, width=D, layers=1, heads=2, kv_heads=1,
-    head_width=4, mlp_width=8, attention='dense', dtype='float32',
+    pattern=(Layer(scheme=positions.Scheme()),), length=L, vocabulary=V, width=D, layers=1, heads=2,
+    kv_heads=1, head_width=4, mlp_width=8, attention='dense', dtype='float32',
   )
   rng = np.random.default_rng(1)
   batch = {

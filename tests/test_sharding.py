@@ -139,11 +139,11 @@ def test_each_device_holds_a_part_of_every_matrix_and_of_its_optimizer_state(ins
   expected = {  # of 2 layers, width 32, 4 heads of 8, MLP 64, 256 ids: over fsdp and tensor
     'embedding_VD': [[256, 32], [128, 16]],
     'head_DV': [[32, 256], [16, 128]],
-    'blocks/attention/query_DX': [[2, 32, 32], [2, 16, 16]],
-    'blocks/attention/output_XD': [[2, 32, 32], [2, 16, 16]],
-    'blocks/mlp/up_DM': [[2, 32, 64], [2, 16, 32]],
-    'blocks/mlp/down_MD': [[2, 64, 32], [2, 32, 16]],
-    'blocks/mlp_norm/scale_D': [[2, 32], [2, 32]],
+    'blocks/layer_0/attention/query_DX': [[2, 32, 32], [2, 16, 16]],
+    'blocks/layer_0/attention/output_XD': [[2, 32, 32], [2, 16, 16]],
+    'blocks/layer_0/mlp/up_DM': [[2, 32, 64], [2, 16, 32]],
+    'blocks/layer_0/mlp/down_MD': [[2, 64, 32], [2, 32, 16]],
+    'blocks/layer_0/mlp_norm/scale_D': [[2, 32], [2, 32]],
     'final_norm/scale_D': [[32], [32]],
   }
   for name, shapes in expected.items():

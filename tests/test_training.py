@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from posjax import positions
+from posjax.attention import Layer
 from posjax.decoder import Decoder
 from posjax.loss import token_losses
 from posjax.training import State, decayed, init_state, make_optimizer, make_schedule, make_step
@@ -31,7 +32,7 @@ def settings(**changes):
 
 @functools.cache
 def tiny(scheme='t5'):
-  model = Decoder(scheme=positions.make(scheme), **MODEL)
+  model = Decoder(pattern=(Layer(scheme=positions.make(scheme)),), **MODEL)
   rng = np.random.default_rng(1)
   batches = [
     {
@@ -130,10 +131,12 @@ def test_matrices_decay_and_norms_and_positions_do_not():
     'final_norm': norm,
     'position': {'table_EH': False},
     'blocks': {
-      'attention_norm': norm,
-      'mlp_norm': norm,
-      'attention': {'query_DX': True, 'key_DX': True, 'value_DX': True, 'output_XD': True},
-      'mlp': {'gate_DM': True, 'up_DM': True, 'down_MD': True},
+      'layer_0': {
+        'attention_norm': norm,
+        'mlp_norm': norm,
+        'attention': {'query_DX': True, 'key_DX': True, 'value_DX': True, 'output_XD': True},
+        'mlp': {'gate_DM': True, 'up_DM': True, 'down_MD': True},
+      },
     },
   }
 

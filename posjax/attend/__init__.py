@@ -1,6 +1,6 @@
 """The attention operator. It knows no scheme.
 
-  logit[h,i,j] = temperature * score(scale * q[h,i] . k[g(h),j]),   g(h) = h // (H / G)
+  logit[h,i,j] = temperature[h] score(scale * q[h,i] . k[g(h),j]),   g(h) = h // (H / G)
   out[h,i]     = sum over the keys j that the mask lets i see of softmax_j(logit[h,i,j]) v[g(h),j]
 
 `dense` is the definition; every other form is tested against it, values and gradients:
@@ -43,34 +43,37 @@ class Choice:
 def choose(
   form: str,
   *,
-  scores: bool,
-  factorises: bool,
+  columns: int | None,
   packed: bool,
   length: int,
   width: int,
   dtype,
+  unknown: str | None = None,
   platform: str | None = None,
 ) -> Choice:
   """Picks a form for `form='auto'`, or checks the one that was asked for.
 
   Args:
     form: one of FORMS, or 'auto'.
-    scores: the scheme changes logits; factorises: it offers the change as columns instead.
+    columns: by which heads grow where a scheme changes logits; None: no column can carry that.
     packed: rows hold several documents, told apart by segments.
-    length: tokens of a row; width: of a head.
+    length: tokens of a row; width: of a head, as the scheme leaves it, without columns.
     dtype: of queries, keys and values.
+    unknown: what no fused kernel knows of, for people: 'sinks', 'chunks'.
     platform: 'cpu', 'gpu' or 'tpu'; the one JAX runs on by default.
 
   Raises ValueError where a fused form was asked for and cannot run.
   """
   platform = platform or jax.default_backend()
   obstacle = {
-    'cudnn': _cudnn_obstacle(platform, packed, width + 16 * scores, dtype),
+    'cudnn': _cudnn_obstacle(platform, packed, width + (columns or 0), dtype),
     'splash': _splash_obstacle(platform, length),
   }
-  if scores and not factorises:
-    for name in obstacle:
-      obstacle[name] = obstacle[name] or 'the scheme changes logits in a way no column can carry'
+  if columns is None or unknown:
+    why = f'it knows no {unknown}' if unknown else (
+      'the scheme changes logits in a way no column can carry'
+    )
+    obstacle = {name: here or why for name, here in obstacle.items()}
   if form in ('dense', 'tiled'):
     return Choice(form, 'asked for')
   if form != 'auto':
@@ -84,7 +87,8 @@ def choose(
     return Choice('tiled', f'no fused kernel on {platform}')
   if obstacle[fused]:
     return Choice('tiled', f'not {fused}: {obstacle[fused]}')
-  return Choice(fused, f'fused kernel of {platform}' + (', bias as columns' if scores else ''))
+  how = f', bias as {columns} columns' if columns else ''
+  return Choice(fused, f'fused kernel of {platform}{how}')
 
 
 def _cudnn_obstacle(platform, packed, width, dtype) -> str | None:
@@ -93,7 +97,7 @@ def _cudnn_obstacle(platform, packed, width, dtype) -> str | None:
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
     return f'it takes bfloat16 or float16, not {jnp.dtype(dtype)}'
   if width > 128:  # before Hopper; from there on 256, which nobody has tried here
-    return f'it takes heads of up to 128, not {width} (columns counted as 16)'
+    return f'it takes heads of up to 128, not {width} (with its columns)'
   if packed:
     return 'it takes packed documents only as an L x L mask'
   return None
@@ -126,13 +130,14 @@ def attend(
 
   Raises ValueError if a fused form is given a score.
   """
-  if form != 'dense' and logits.score is None:
+  if form != 'dense' and logits.plain:
     # Once per query instead of once per logit, and no derivative of it to sum over every tile. In
     # float32: a temperature rounded to bfloat16 would be off by up to 0.2 % on every logit.
-    q_BLHK = (q_BLHK.astype(jnp.float32) * temperature).astype(q_BLHK.dtype)
+    temperature_1 = jnp.asarray(temperature)[..., None]  # a number, or one per head
+    q_BLHK = (q_BLHK.astype(jnp.float32) * temperature_1).astype(q_BLHK.dtype)
     temperature = None
   if form in ('cudnn', 'splash'):
-    if logits.score is not None:
+    if not logits.plain:
       raise ValueError(f"'{form}' cannot run a score. Use 'tiled', or the scheme's columns.")
     fused = cudnn if form == 'cudnn' else splash
     return fused(q_BLHK, k_BLGK, v_BLGV, query_B, logits)
@@ -141,9 +146,6 @@ def attend(
   def one_sequence(q_LHK, k_LGK, v_LGV, query, key):
     return operator(q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands)
 
-  batched = lambda rows: dataclasses.replace(
-    jax.tree.map(lambda _: 0, rows), index_L=None if rows.index_L.ndim == 1 else 0
-  )
-  return jax.vmap(one_sequence, in_axes=(0, 0, 0, batched(query_B), batched(key_B)))(
+  return jax.vmap(one_sequence, in_axes=(0, 0, 0, query_B.axes, key_B.axes))(
     q_BLHK, k_BLGK, v_BLGV, query_B, key_B
   )

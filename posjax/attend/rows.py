@@ -19,7 +19,7 @@ HIDDEN = -1e30  # not -inf: a row whose first tile is all hidden must not comput
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['index_L', 'pos_L', 'segment_L', 'features_L'],
+  data_fields=['index_L', 'pos_L', 'segment_L', 'begin_L', 'features_L'],
   meta_fields=['contiguous'],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Rows:
   index_L: place in the sequence; decides causality and windows.
   pos_L: the position a scheme works with, in tokens.
   segment_L: document of a packed row; tokens see their own document only. None: one document.
+  begin_L: index of the first token of each token's document, from which sinks and chunks count;
+    None: where `segment_L` changes, which is right for whole rows.
   features_L: pytree of arrays [L, ...] that a scheme computed from content (`Scheme.features`).
   contiguous: promises that pos_L rises by one per token within each document, so that distances
     are those of index_L: one table of biases for the whole batch instead of one per sequence.
@@ -37,12 +39,29 @@ class Rows:
   index_L: Array
   pos_L: Array
   segment_L: Array | None = None
+  begin_L: Array | None = None
   features_L: Any = None
   contiguous: bool = False
+
+  def with_begin(self) -> 'Rows':
+    """The same rows, knowing where their documents begin; rows of a batch, too."""
+    if self.begin_L is not None:
+      return self
+    first_L = jnp.arange(len(self.index_L)) == 0
+    if self.segment_L is not None:
+      first_L |= self.segment_L != jnp.roll(self.segment_L, 1, axis=-1)
+    begin_L = jnp.broadcast_to(jnp.where(first_L, self.index_L, 0), self.pos_L.shape)
+    return dataclasses.replace(self, begin_L=lax.cummax(begin_L, axis=begin_L.ndim - 1))
 
   def cut(self, start, size: int) -> 'Rows':
     """Rows [start, start + size)."""
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), self)
+
+  @property
+  def axes(self) -> 'Rows':
+    """Of a batch, for jax.vmap: a leading one in every array, but in an index_L that all share."""
+    shared = None if self.index_L.ndim == 1 else 0
+    return dataclasses.replace(jax.tree.map(lambda _: 0, self), index_L=shared)
 
   def padded(self, size: int) -> 'Rows':
     """`size` rows, the new ones a document of their own: nobody else sees them."""
@@ -59,17 +78,21 @@ class Rows:
       index_L=jnp.concatenate([self.index_L, self.index_L[-1] + 1 + jnp.arange(extra)]),
       pos_L=grow(self.pos_L),
       segment_L=grow(segment_L, constant_values=-1),
+      begin_L=None if self.begin_L is None else grow(self.begin_L),
       features_L=jax.tree.map(grow, self.features_L),
     )
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['query', 'key'], meta_fields=[])
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['query', 'key'], meta_fields=['mask']
+)
 @dataclasses.dataclass(frozen=True)
 class Tile:
-  """What a score may know of the logits s_HIJ it is given: the rows they belong to."""
+  """What a score may know of the logits s_HIJ it is given: their rows, and the mask."""
 
   query: Rows
   key: Rows
+  mask: 'Mask | None' = None
 
   @property
   def contiguous(self) -> bool:
@@ -81,6 +104,11 @@ class Tile:
     if self.contiguous:
       return self.query.index_L[:, None] - self.key.index_L[None, :]
     return self.query.pos_L[:, None] - self.key.pos_L[None, :]
+
+  @property
+  def visible_IJ(self) -> Array:
+    """True where the query sees the key."""
+    return (self.mask or Mask()).visible(self)
 
   def by_distance(self, bias: Callable[[Array], Array]) -> Array:
     """bias_HIJ from `bias`, a function of distances r_X -> bias_HX of any shape X.
@@ -118,10 +146,16 @@ class Mask:
 
   causal: none that lie ahead.
   window: the nearest `window` keys, the query's own included; None sees all.
+  sinks: and, beyond the window, the first `sinks` keys of the document (Xiao et al. 2023,
+    arXiv:2309.17453). Packed rows then visit every tile before the query's.
+  chunk: only keys of the query's own chunk of `chunk` tokens, counted from the start of the
+    document (Llama 4); None does not cut.
   """
 
   causal: bool = True
   window: int | None = None
+  sinks: int = 0
+  chunk: int | None = None
 
   def __post_init__(self):
     if self.window is not None and self.window < 1:
@@ -129,28 +163,69 @@ class Mask:
         f'A window of {self.window} keys leaves a query nothing to see. '
         'Give window >= 1 (its own key counts), or None for all keys.'
       )
-    if self.window is not None and not self.causal:
+    if self.chunk is not None and self.chunk < 1:
       raise ValueError(
-        f'A window of {self.window} keys is defined for causal attention only. '
-        'Use Mask(causal=True, window=...), or no window.'
+        f'A chunk of {self.chunk} tokens leaves a query nothing to see. '
+        'Give chunk >= 1, or None for rows in one piece.'
       )
+    if self.sinks < 0 or (self.sinks and self.window is None):
+      raise ValueError(
+        f'{self.sinks} sinks without a window: every key is seen already. '
+        'Give sinks >= 0, and a window with them.'
+      )
+    if self.sinks and self.chunk is not None:
+      raise ValueError(
+        f'{self.sinks} sinks and chunks of {self.chunk}: the first keys lie outside all chunks but '
+        'one. Use either.'
+      )
+    for name in ('window', 'chunk'):
+      if getattr(self, name) is not None and not self.causal:
+        raise ValueError(
+          f'A {name} of {getattr(self, name)} keys is defined for causal attention only. '
+          f'Use Mask(causal=True, {name}=...), or no {name}.'
+        )
+
+  @property
+  def counts_from_begin(self) -> bool:
+    """Whether `Rows.begin_L` matters."""
+    return bool(self.sinks) or self.chunk is not None
 
   def visible(self, tile: Tile) -> Array:
     """visible_IJ, True where the query sees the key."""
-    i_I1, j_1J = tile.query.index_L[:, None], tile.key.index_L[None, :]
+    query, key = tile.query, tile.key
+    i_I1, j_1J = query.index_L[:, None], key.index_L[None, :]
     visible_IJ = (j_1J <= i_I1) if self.causal else jnp.ones((i_I1.size, j_1J.size), bool)
     if self.window is not None:
-      visible_IJ &= j_1J > i_I1 - self.window
-    if tile.query.segment_L is not None:
-      visible_IJ &= tile.query.segment_L[:, None] == tile.key.segment_L[None, :]
+      near_IJ = j_1J > i_I1 - self.window
+      if self.sinks:
+        near_IJ |= j_1J < query.begin_L[:, None] + self.sinks
+      visible_IJ &= near_IJ
+    if self.chunk is not None:
+      place_L = query.index_L - query.begin_L
+      visible_IJ &= j_1J >= (query.index_L - place_L % self.chunk)[:, None]
+    if query.segment_L is not None:
+      visible_IJ &= query.segment_L[:, None] == key.segment_L[None, :]
     return visible_IJ
 
-  def key_tiles(self, query_I: Rows, J: int, count: int):
-    """Range [low, high) of those of the `count` key tiles of J rows that the queries may see."""
+  def key_tiles(self, query_I: Rows, J: int, count: int) -> tuple[Any, Callable[[Any], Any]]:
+    """(N, tile): of `count` key tiles of J rows the queries may see tile(0) ... tile(N - 1) only.
+
+    Newest first: a state that counts along the keys starts at the query (`Logits.walk`).
+    """
     first, last = query_I.index_L[0], query_I.index_L[-1]
-    low = 0 if self.window is None else jnp.maximum(0, first - self.window + 1) // J
     high = jnp.minimum(last // J + 1, count) if self.causal else count
-    return low, high
+    oldest = 0
+    if self.window is not None:
+      oldest = jnp.maximum(oldest, first - self.window + 1)
+    if self.chunk is not None:  # whatever document the query is in, so that a batch has one range
+      oldest = jnp.maximum(oldest, first - self.chunk + 1)
+    near = high - oldest // J
+    if not self.sinks:
+      return near, lambda n: high - 1 - n
+    if query_I.segment_L is not None:  # a document, and its sinks, may begin anywhere
+      return high, lambda n: high - 1 - n
+    first_ones = jnp.minimum(-(-self.sinks // J), high - near)
+    return near + first_ones, lambda n: jnp.where(n < near, high, near + first_ones) - 1 - n
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,17 +235,36 @@ class Logits:
     logit = temperature * score(scale * q . k), hidden where the mask says so
 
   score: `score(*operands, s_HIJ, tile) -> s_HIJ` in float32; None leaves logits alone.
-  temperature: None where the queries carry it already.
+  walk: a score that carries a state from newer keys to older: `walk(*operands, s_HIJ, tile, state)
+    -> (s_HIJ, state)`, after `score`. A tile's state is what all newer keys left, and
+    `start(*operands, query)` makes the first one: a pytree of float32 arrays.
+  read: what each query reads beside values: `read(*operands, p_HIJ, tile) -> out_HIV`, linear in
+    the weights p, which are those of the tile up to a factor per row.
   """
 
   scale: float
   mask: Mask = Mask()
   score: Callable[..., Array] | None = None
+  start: Callable[..., Any] | None = None
+  walk: Callable[..., tuple[Array, Any]] | None = None
+  read: Callable[..., Array] | None = None
 
-  def __call__(self, temperature, operands, raw_HIJ: Array, tile: Tile) -> Array:
+  @property
+  def plain(self) -> bool:
+    """Whether a kernel that knows no score computes these logits."""
+    return self.score is None and self.walk is None and self.read is None
+
+  def begin(self, operands, query: Rows):
+    """The state before the newest key; without a walk, none."""
+    return () if self.start is None else self.start(*operands, query)
+
+  def __call__(self, temperature, operands, raw_HIJ: Array, tile: Tile, state=()):
+    """(masked s_HIJ, state). temperature: a number, one per head, or None: queries carry it."""
     s_HIJ = raw_HIJ * self.scale
     if self.score is not None:
       s_HIJ = self.score(*operands, s_HIJ, tile)
+    if self.walk is not None:
+      s_HIJ, state = self.walk(*operands, s_HIJ, tile, state)
     if temperature is not None:
-      s_HIJ *= temperature
-    return jnp.where(self.mask.visible(tile), s_HIJ, HIDDEN)
+      s_HIJ *= jnp.asarray(temperature)[..., None, None]
+    return jnp.where(tile.visible_IJ, s_HIJ, HIDDEN), state

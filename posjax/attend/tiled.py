@@ -3,7 +3,9 @@
 A running softmax over tiles of keys (Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats
 2021, arXiv:2112.05682) that keeps only the log-sum-exp of each row, and a derivative that computes
 the tiles again (Dao et al. 2022, arXiv:2205.14135). No scheme writes a derivative: the backward
-pass calls jax.vjp on the very `Logits` that the forward pass calls.
+pass calls jax.vjp on the very `Logits` that the forward pass calls. Key tiles come newest first, as
+states carried along the keys do; the derivative goes back over them oldest first, from states that
+it has walked again and kept for one tile of queries at a time.
 
 Axes: I/J query/key rows of a tile, T tiles of queries, X/Y/Z the axes of a matmul.
 """
@@ -35,6 +37,8 @@ def tiled(
   `key.index_L` must be 0, 1, 2, ...; queries may start anywhere.
   """
   Lq, Lk = len(q_LHK), len(k_LGK)
+  if logits.mask.counts_from_begin:
+    query, key = query.with_begin(), key.with_begin()
   I, J = sizes or tile_sizes(Lq, Lk)
   whole_q, whole_k = -(-Lq // I) * I, -(-Lk // J) * J
   if whole_q > Lq or whole_k > Lk:  # padding is told from a single document by its segment
@@ -84,22 +88,26 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operan
   def one_query_tile(i):
     q_HIK = _cut(q_HLK, i * I, I, 1)
     query_I = query.cut(i * I, I)
+    count, place = logits.mask.key_tiles(query_I, J, Lk // J)
 
-    def one_key_tile(j, carry):
-      out_HIV, top_HI, sum_HI = carry
-      raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j * J, J, 2))
-      s_HIJ = logits(temperature, operands, raw_HIJ, Tile(query_I, key.cut(j * J, J)))
+    def one_key_tile(n, carry):
+      out_HIV, top_HI, sum_HI, state = carry
+      j = place(n) * J
+      tile = Tile(query_I, key.cut(j, J), logits.mask)
+      raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j, J, 2))
+      s_HIJ, state = logits(temperature, operands, raw_HIJ, tile, state)
       new_HI = jnp.maximum(top_HI, s_HIJ.max(-1))
       p_HIJ = jnp.exp(s_HIJ - new_HI[..., None])
       shrink_HI = jnp.exp(top_HI - new_HI)
-      part_HIV = _grouped(p_HIJ.astype(v_GLV.dtype), _cut(v_GLV, j * J, J, 1))
+      part_HIV = _grouped(p_HIJ.astype(v_GLV.dtype), _cut(v_GLV, j, J, 1))
+      if logits.read is not None:
+        part_HIV += logits.read(*operands, p_HIJ, tile)
       out_HIV = out_HIV * shrink_HI[..., None] + part_HIV
-      return out_HIV, new_HI, sum_HI * shrink_HI + p_HIJ.sum(-1)
+      return out_HIV, new_HI, sum_HI * shrink_HI + p_HIJ.sum(-1), state
 
-    out_HIV, top_HI, sum_HI = lax.fori_loop(
-      *logits.mask.key_tiles(query_I, J, Lk // J),
-      one_key_tile,
-      (jnp.zeros((H, I, V)), jnp.full((H, I), HIDDEN), jnp.zeros((H, I))),
+    start = jnp.zeros((H, I, V)), jnp.full((H, I), HIDDEN), jnp.zeros((H, I))
+    out_HIV, top_HI, sum_HI, _ = lax.fori_loop(
+      0, count, one_key_tile, (*start, logits.begin(operands, query_I))
     )
     return (out_HIV / sum_HI[..., None]).astype(v_GLV.dtype), top_HI + jnp.log(sum_HI)
 
@@ -122,42 +130,83 @@ def _backward(logits, sizes, saved, g_HLV):
     q_HKI, g_HVI = jnp.swapaxes(q_HIK, 1, 2), jnp.swapaxes(g_HIV, 1, 2)
     query_I = query.cut(i * I, I)
     lse_HI1, delta_HI1 = lse_THI[i][..., None], _cut(delta_HL, i * I, I, 1)[..., None]
+    count, place = logits.mask.key_tiles(query_I, J, Lk // J)
 
-    def one_key_tile(j, carry):
-      dq_HIK, dfeatures_I, (dk_GKL, dv_GVL, dfeatures_L, dshared) = carry
-      key_J = key.cut(j * J, J)
+    def masked(j, temperature, operands, raw_HIJ, features_I, features_J, state):
+      tile = _tile(logits, query_I, key.cut(j, J), features_I, features_J)
+      return logits(temperature, operands, raw_HIJ, tile, state)
 
-      def masked(temperature, operands, raw_HIJ, features_I, features_J):
-        tile = Tile(
-          dataclasses.replace(query_I, features_L=features_I),
-          dataclasses.replace(key_J, features_L=features_J),
-        )
-        return logits(temperature, operands, raw_HIJ, tile)
+    def products(j):
+      return _grouped(q_HIK, _cut(k_GKL, j, J, 2))
 
-      raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j * J, J, 2))
-      s_HIJ, pull = jax.vjp(
-        masked, temperature, operands, raw_HIJ, query_I.features_L, key_J.features_L
+    def one_step(n, walked):
+      state, states_N = walked
+      j = place(n) * J
+      features_J = key.cut(j, J).features_L
+      _, new = masked(
+        j, temperature, operands, products(j), query_I.features_L, features_J, state
+      )
+      return new, jax.tree.map(lambda x_N, x: x_N.at[n].set(x), states_N, state)
+
+    def begin(operands, features_I):
+      return logits.begin(operands, dataclasses.replace(query_I, features_L=features_I))
+
+    first, pull_begin = jax.vjp(begin, operands, query_I.features_L)
+    states_N = jax.tree.map(lambda x: jnp.zeros((Lk // J, *x.shape), x.dtype), first)
+    if jax.tree.leaves(first):
+      _, states_N = lax.fori_loop(0, count, one_step, (first, states_N))
+
+    def one_key_tile(m, carry):
+      dq_HIK, dfeatures_I, dstate, (dk_GKL, dv_GVL, dfeatures_L, dshared) = carry
+      n = count - 1 - m
+      j = place(n) * J
+      key_J = key.cut(j, J)
+      (s_HIJ, _), pull = jax.vjp(
+        functools.partial(masked, j),
+        temperature,
+        operands,
+        products(j),
+        query_I.features_L,
+        key_J.features_L,
+        jax.tree.map(lambda x_N: x_N[n], states_N),
       )
       p_HIJ = jnp.exp(s_HIJ - lse_HI1)
-      dp_HIJ = _grouped(g_HIV, _cut(v_GVL, j * J, J, 2))
-      *shared, draw_HIJ, features_I, features_J = pull(p_HIJ * (dp_HIJ - delta_HI1))
+      dp_HIJ = _grouped(g_HIV, _cut(v_GVL, j, J, 2))
+      if logits.read is not None:
+
+        def read(operands, p_HIJ, features_I, features_J):
+          tile = _tile(logits, query_I, key_J, features_I, features_J)
+          return logits.read(*operands, p_HIJ, tile)
+
+        _, pull_read = jax.vjp(read, operands, p_HIJ, query_I.features_L, key_J.features_L)
+        dread, more_HIJ, *dread_features = pull_read(g_HIV.astype(jnp.float32))
+        dp_HIJ += more_HIJ
+      *shared, draw_HIJ, features_I, features_J, dstate = pull(
+        (p_HIJ * (dp_HIJ - delta_HI1), dstate)
+      )
+      if logits.read is not None:
+        shared[1] = _sum(shared[1], dread)
+        features_I, features_J = _sum([features_I, features_J], dread_features)
       draw_HIJ = draw_HIJ.astype(q_HLK.dtype)
       return (
-        dq_HIK + _grouped(draw_HIJ, _cut(k_GLK, j * J, J, 1)),
+        dq_HIK + _grouped(draw_HIJ, _cut(k_GLK, j, J, 1)),
         _sum(dfeatures_I, features_I),
+        dstate,
         (
-          _add(dk_GKL, _group_sums(q_HKI, draw_HIJ, G), j * J, 2),
-          _add(dv_GVL, _group_sums(g_HVI, p_HIJ.astype(g_HVI.dtype), G), j * J, 2),
-          jax.tree.map(lambda x, part: _add(x, part, j * J, 0), dfeatures_L, features_J),
+          _add(dk_GKL, _group_sums(q_HKI, draw_HIJ, G), j, 2),
+          _add(dv_GVL, _group_sums(g_HVI, p_HIJ.astype(g_HVI.dtype), G), j, 2),
+          jax.tree.map(lambda x, part: _add(x, part, j, 0), dfeatures_L, features_J),
           _sum(dshared, shared),
         ),
       )
 
-    dq_HIK, dfeatures_I, sums = lax.fori_loop(
-      *logits.mask.key_tiles(query_I, J, Lk // J),
-      one_key_tile,
-      (jnp.zeros(q_HIK.shape), _zeros(query_I.features_L), sums),
-    )
+    start = jnp.zeros(q_HIK.shape), _zeros(query_I.features_L), _zeros(first), sums
+    dq_HIK, dfeatures_I, dfirst, sums = lax.fori_loop(0, count, one_key_tile, start)
+    if jax.tree.leaves(first):
+      more, more_I = pull_begin(dfirst)
+      *others, (dtemperature, doperands) = sums
+      sums = (*others, [dtemperature, _sum(doperands, more)])
+      dfeatures_I = _sum(dfeatures_I, more_I)
     return sums, (dq_HIK, dfeatures_I)
 
   sums = (
@@ -176,6 +225,15 @@ def _backward(logits, sizes, saved, g_HLV):
     _cotangent(query, dfeatures_I),
     _cotangent(key, dfeatures_J),
     *dshared,
+  )
+
+
+def _tile(logits: Logits, query_I: Rows, key_J: Rows, features_I, features_J) -> Tile:
+  """A tile whose features are the ones given: what a derivative is taken to."""
+  return Tile(
+    dataclasses.replace(query_I, features_L=features_I),
+    dataclasses.replace(key_J, features_L=features_J),
+    logits.mask,
   )
 
 

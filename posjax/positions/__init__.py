@@ -5,9 +5,9 @@ import importlib
 import inspect
 import pathlib
 
-from posjax.positions.base import Dims, Scheme
+from posjax.positions.base import Dims, Scheme, merged
 
-__all__ = ['Dims', 'Scheme', 'make', 'names']
+__all__ = ['Dims', 'Scheme', 'make', 'merged', 'names']
 
 
 def names() -> list[str]:

@@ -36,7 +36,7 @@ class ALiBi(Scheme):
   def score(self, params, spectrum, s_HIJ, tile):
     return s_HIJ - spectrum.slope_H[:, None, None] * tile.distance_IJ
 
-  def columns(self, params, spectrum, query, key, scale, dtype):
+  def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
     """slope * pos[j], the rest of the bias being constant along a row.
 
     Positions go in as digits to the base 256, slopes in parts: all exact in `dtype`.
@@ -49,7 +49,8 @@ class ALiBi(Scheme):
     k_LN = (pos_L[:, None] // base_N % 256).astype(jnp.float32)
     slope_HP = exact_parts(spectrum.slope_H / scale, dtype)
     q_HC = (slope_HP[..., None] * base_N.astype(np.float32)).reshape(H, -1)
-    return jnp.broadcast_to(q_HC, (L, *q_HC.shape)), jnp.tile(k_LN, (1, slope_HP.shape[1]))
+    k_LC = jnp.tile(k_LN, (1, slope_HP.shape[1]))
+    return jnp.broadcast_to(q_HC, (L, *q_HC.shape)), k_LC[:, None]
 
 
 def slopes(heads: int, steepness: float = 8.0) -> np.ndarray:

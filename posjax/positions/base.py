@@ -3,8 +3,10 @@
 A scheme is a frozen recipe of hyperparameters plus pure functions. It acts at one or more points,
 and what it does not override leaves its input alone. Hooks see one sequence; callers vmap.
 
-Letters: L tokens, I/J query/key rows of a tile, H heads, G key/value heads, K head width, D model
-width, C extra columns.
+`params` is what `init` and `init_layer` made, as one dict: the first is the same for all layers.
+
+Letters: L tokens, I/J query/key rows of a tile, H heads, G key/value heads, K head width, V value
+width, D model width, C extra columns.
 """
 
 import dataclasses
@@ -37,27 +39,44 @@ class Scheme:
   """A position scheme. Override the hooks at which it acts, and nothing else."""
 
   relative: ClassVar[bool] = True  # unchanged when all positions shift by the same number
-  per_layer: ClassVar[bool] = False  # own learned parameters in each layer, or one set for all
   reads_positions: ClassVar[bool] = True  # False: knows order from places and content alone
+  replaces_logits: ClassVar[bool] = False  # `walk` computes them anew, from keys as projected
 
   def init(self, key: Array, dims: Dims) -> Params:
-    """Learned parameters, float32; an empty dict where there are none."""
+    """Learned parameters that all layers share: a dict of float32 arrays, or of such dicts."""
     del key, dims
     return {}
+
+  def init_layer(self, key: Array, dims: Dims) -> Params:
+    """Learned parameters that each layer has for itself, under names that `init` does not use."""
+    del key, dims
+    return {}
+
+  def parameters(self, key: Array, dims: Dims) -> Params:
+    """Both, as the hooks of one layer get them."""
+    shared, own = jax.random.split(key)
+    return merged(self.init(shared, dims), self.init_layer(own, dims))
 
   def spectrum(self, dims: Dims) -> Spectrum:
     """What is not learned but may be extended, on the host in float64."""
     del dims
     return Spectrum()
 
+  def sample(self, spectrum: Spectrum, key: Array) -> Spectrum:
+    """The spectrum of one training step, for a scheme that trains on varied ones."""
+    del key
+    return spectrum
+
   def capacity(self, spectrum: Spectrum, dims: Dims) -> float:
     """Tokens after which the scheme has no position left; checked before anything runs."""
     del spectrum, dims
     return math.inf
 
-  def embed(self, params: Params, spectrum: Spectrum, x_LD: Array, pos_L: Array) -> Array:
-    """Acts on the embedded tokens, once, before the first layer."""
-    del params, spectrum, pos_L
+  def embed(
+    self, params: Params, spectrum: Spectrum, x_LD: Array, tokens_L: Array, pos_L: Array
+  ) -> Array:
+    """Acts on the embedded tokens, once, before the first layer; `init` alone made `params`."""
+    del params, spectrum, tokens_L, pos_L
     return x_LD
 
   def query(self, params: Params, spectrum: Spectrum, q_LHK: Array, pos_L: Array) -> Array:
@@ -85,27 +104,75 @@ class Scheme:
     del params, spectrum, tile
     return s_HIJ
 
+  def start(self, params: Params, spectrum: Spectrum, query: Rows) -> Any:
+    """The state of `walk` before the newest key: a pytree of float32 arrays [..., I, ...]."""
+    del params, spectrum, query
+    return ()
+
+  def walk(
+    self, params: Params, spectrum: Spectrum, s_HIJ: Array, tile: Tile, state: Any
+  ) -> tuple[Array, Any]:
+    """As `score`, and after it, with a state that goes from newer keys to older, tile by tile.
+
+    Within the tile it is for the scheme to go from newer keys to older. Keys that the query does
+    not see (`tile.visible_IJ`) must leave the state alone.
+    """
+    del params, spectrum, tile
+    return s_HIJ, state
+
+  def read(self, params: Params, spectrum: Spectrum, p_HIJ: Array, tile: Tile) -> Array:
+    """out_HIV that queries read beside the values; linear in the weights p_HIJ, float32."""
+    raise NotImplementedError
+
   def columns(
-    self, params: Params, spectrum: Spectrum, query: Rows, key: Rows, scale: float, dtype
+    self,
+    params: Params,
+    spectrum: Spectrum,
+    query: Rows,
+    key: Rows,
+    *,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    dtype,
   ) -> tuple[Array, Array]:
-    """The same bias as `score`, as extra columns of queries [L, H, C] and keys [L, C].
+    """The same bias as `score`, as extra columns of queries [L, H, C] and keys [L, G, C].
 
       scale * (q columns . k columns) = bias + (anything that depends on the query alone)
 
     Every column must be exact in `dtype`, the type of the matmul; then each fused kernel runs the
-    scheme unchanged. Only for a bias that factorises exactly.
+    scheme unchanged. Keys may give [L, 1, C], the same for all heads. Only for a bias that
+    factorises exactly.
     """
     raise NotImplementedError
 
+  def temperature(self, spectrum: Spectrum) -> Any:
+    """Of the logits, as their last factor: a number, or one for each head."""
+    return spectrum.temperature
+
   @property
   def scores(self) -> bool:
-    """Whether the scheme touches logits, so that a fused kernel cannot run it as it is."""
-    return type(self).score is not Scheme.score
+    """Whether the scheme touches logits or weights, so that no fused kernel can run it as it is."""
+    return self.overrides('score') or self.walks or self.reads
+
+  @property
+  def walks(self) -> bool:
+    """Whether its score carries a state along the keys."""
+    return self.overrides('walk')
+
+  @property
+  def reads(self) -> bool:
+    """Whether queries read something beside the values."""
+    return self.overrides('read')
 
   @property
   def factorises(self) -> bool:
     """Whether it offers `columns`, so that a fused kernel can after all."""
-    return type(self).columns is not Scheme.columns
+    return self.overrides('columns')
+
+  def overrides(self, hook: str) -> bool:
+    """Whether the scheme acts at this hook."""
+    return getattr(type(self), hook) is not getattr(Scheme, hook)
 
 
 def exact_parts(x_X: Array, dtype) -> Array:
@@ -115,3 +182,9 @@ def exact_parts(x_X: Array, dtype) -> Array:
     parts.append(rest_X.astype(dtype).astype(jnp.float32))
     rest_X -= parts[-1]
   return jnp.stack(parts, axis=-1)
+
+
+def merged(shared: Params, own: Params) -> Params:
+  """What hooks get as `params`: one dict, merged where both hold a dict of the same name."""
+  both = {name: merged(shared[name], own[name]) for name in shared.keys() & own.keys()}
+  return {**shared, **own, **both}

@@ -34,7 +34,6 @@ class FIRE(Scheme):
   threshold: float = 64.0
 
   relative = False
-  per_layer = True
 
   def __post_init__(self):
     if self.width < 1:
@@ -45,7 +44,7 @@ class FIRE(Scheme):
         'Use one above 0; a quarter of the training length is usual.'
       )
 
-  def init(self, key, dims):
+  def init_layer(self, key, dims):
     M, H = self.width, dims.heads
     uniform = lambda key, shape, bound: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
     slope_key, offset_key, output_key = jax.random.split(key, 3)

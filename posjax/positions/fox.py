@@ -30,14 +30,13 @@ class FoX(Scheme):
 
   deviation: float = 0.02
 
-  per_layer = True
   reads_positions = False
 
   def __post_init__(self):
     if not self.deviation >= 0:
       raise ValueError(f'FoX cannot draw weights with deviation {self.deviation}. Use one >= 0.')
 
-  def init(self, key, dims):
+  def init_layer(self, key, dims):
     D, H = dims.width, dims.heads
     return {'gate_DH': self.deviation * jax.random.normal(key, (D, H)), 'bias_H': jnp.zeros(H)}
 
@@ -50,13 +49,14 @@ class FoX(Scheme):
     kept_HI, kept_HJ = tile.query.features_L.T, tile.key.features_L.T
     return s_HIJ + (kept_HI[:, :, None] - kept_HJ[:, None, :])
 
-  def columns(self, params, spectrum, query, key, scale, dtype):
+  def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
     """-c[h,j], c[h,i] being constant along a row; in parts that are exact in `dtype`.
 
-    Keys have the parts of all heads side by side, and a query takes those of its own.
+    A key head has the parts of all heads of its group side by side, a query takes those of its own.
     """
-    L, H = key.features_L.shape
+    L, M = len(key.index_L), heads // kv_heads
     unit = 256.0  # on the side of the queries: float16 ends at 65,504
     k_LHP = exact_parts(-key.features_L / (unit * scale), dtype)
-    q_HC = jnp.repeat(unit * jnp.eye(H), k_LHP.shape[-1], axis=1)
-    return jnp.broadcast_to(q_HC, (L, *q_HC.shape)), k_LHP.reshape(L, -1)
+    q_MC = jnp.repeat(unit * jnp.eye(M), k_LHP.shape[-1], axis=1)
+    q_HC = jnp.tile(q_MC, (kv_heads, 1))
+    return jnp.broadcast_to(q_HC, (L, *q_HC.shape)), k_LHP.reshape(L, kv_heads, -1)

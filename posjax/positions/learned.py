@@ -38,7 +38,7 @@ class Learned(Scheme):
     # Rounded: a factor of 93 is a rate of 1 / 93, and 1 / (1 / 93) is 92.99999999999999.
     return round((self.length or dims.length) / float(spectrum.rate), 6)
 
-  def embed(self, params, spectrum, x_LD, pos_L):
+  def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
     table_LD = params['table_LD']
     last = len(table_LD) - 1
     row_L = pos_L.astype(jnp.float32) * spectrum.rate

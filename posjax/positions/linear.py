@@ -40,6 +40,6 @@ class Linear(Scheme):
   def init(self, key, dims):
     return {'direction_D': self.deviation * jax.random.normal(key, (dims.width,))}
 
-  def embed(self, params, spectrum, x_LD, pos_L):
+  def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
     share_L1 = (pos_L.astype(jnp.float32) * spectrum.rate)[:, None]
     return x_LD + (share_L1 * params['direction_D']).astype(x_LD.dtype)

@@ -31,7 +31,7 @@ class OneHot(Scheme):
 
   relative = False
 
-  def embed(self, params, spectrum, x_LD, pos_L):
+  def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
     seed_key, D = jax.random.key(self.seed), x_LD.shape[-1]
     column = lambda pos: jax.random.rademacher(jax.random.fold_in(seed_key, pos), (D,), jnp.float32)
     return x_LD + (self.amplitude * jax.vmap(column)(pos_L)).astype(x_LD.dtype)

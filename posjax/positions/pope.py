@@ -31,8 +31,6 @@ class PoPE(Scheme):
   theta: float = 10_000.0
   phase: float = dataclasses.field(default=0.0, metadata={'other': 2 * math.pi})
 
-  per_layer = True
-
   def __post_init__(self):
     if not 0 <= self.phase <= 2 * math.pi:
       raise ValueError(
@@ -40,7 +38,7 @@ class PoPE(Scheme):
         'clamped. Use 0 <= phase <= 2 pi.'
       )
 
-  def init(self, key, dims):
+  def init_layer(self, key, dims):
     shape = (dims.kv_heads, dims.head_width)
     return {'phase_GK': -self.phase * jax.random.uniform(key, shape)}
 

@@ -31,7 +31,7 @@ class Sinusoidal(Scheme):
   def spectrum(self, dims):
     return Spectrum(frequency_F=geometric_frequencies(dims.width, self.theta))
 
-  def embed(self, params, spectrum, x_LD, pos_L):
+  def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
     angle_LF = pos_L.astype(jnp.float32)[:, None] * spectrum.frequency_F.astype(jnp.float32)
     wave_LF2 = jnp.stack([jnp.sin(angle_LF), jnp.cos(angle_LF)], axis=-1)
     return x_LD + (self.amplitude * wave_LF2).reshape(x_LD.shape).astype(x_LD.dtype)

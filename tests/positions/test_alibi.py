@@ -90,7 +90,10 @@ def test_columns_hold_the_key_side_exactly_as_long_as_a_book(dtype):
   scheme, scale = positions.make('alibi'), 8**-0.5
   pos_L = jnp.array([0, 255, 256, 257, 4095, 65_535])
   rows = Rows(index_L=jnp.arange(6), pos_L=pos_L)
-  q_LHC, k_LC = scheme.columns({}, scheme.spectrum(dims(12)), rows, rows, scale, dtype)
+  q_LHC, k_L1C = scheme.columns(
+    {}, scheme.spectrum(dims(12)), rows, rows, heads=12, kv_heads=12, scale=scale, dtype=dtype
+  )
+  k_LC = k_L1C[:, 0]
   for columns in (q_LHC, k_LC):
     np.testing.assert_array_equal(np.float64(columns), np.float64(columns.astype(dtype)))
   bias_HJ = scale * np.einsum('hc,jc->hj', np.float64(q_LHC[0]), np.float64(k_LC))

@@ -140,7 +140,7 @@ def test_gradients_are_those_of_the_network_written_out(rng):
 
 
 def test_parameters_begin_as_in_the_public_code():
-  p = positions.make('fire', width=2000).init(jax.random.key(0), DIMS)
+  p = positions.make('fire', width=2000).init_layer(jax.random.key(0), DIMS)
   assert (p['c'], p['multiplier']) == (np.float32(0.1), 1)
   for name, bound in (('slope_M', 1), ('offset_M', 1), ('output_HM', 2000**-0.5)):
     assert 0.99 * bound < np.abs(p[name]).max() <= bound

@@ -69,11 +69,11 @@ def test_a_part_of_the_rows_is_enough_as_in_tiles(rng):
 
 def test_gates_start_as_the_authors_at_about_one_half():
   dims = dataclasses.replace(DIMS, width=400, heads=50)
-  params = positions.make('fox').init(jax.random.key(0), dims)
+  params = positions.make('fox').init_layer(jax.random.key(0), dims)
   assert params['gate_DH'].shape == (400, 50)
   assert abs(float(params['gate_DH'].std()) - 0.02) < 5 * 0.02 / (2 * 400 * 50) ** 0.5
   np.testing.assert_array_equal(params['bias_H'], np.zeros(50))
-  wide = positions.make('fox', deviation=0.3).init(jax.random.key(0), dims)
+  wide = positions.make('fox', deviation=0.3).init_layer(jax.random.key(0), dims)
   np.testing.assert_allclose(wide['gate_DH'], 15 * params['gate_DH'], rtol=1e-5)
 
 
@@ -137,7 +137,8 @@ def test_columns_hold_each_heads_own_sums_exactly(rng, dtype):
   kept_LH = -np.float32(np.cumsum(np.abs(rng.normal(size=(6, 3))) * 5000, axis=0))
   assert np.abs(kept_LH).max() / scale > 65_504
   key = Rows(index_L=jnp.arange(6), pos_L=jnp.arange(6), features_L=jnp.asarray(kept_LH))
-  q_LHC, k_LC = scheme.columns({}, None, key, key, scale, dtype)
+  q_LHC, k_L1C = scheme.columns({}, None, key, key, heads=3, kv_heads=1, scale=scale, dtype=dtype)
+  k_LC = k_L1C[:, 0]
   for columns in (q_LHC, k_LC):
     np.testing.assert_array_equal(np.float64(columns), np.float64(columns.astype(dtype)))
   got_HIJ = scale * np.einsum('ihc,jc->hij', np.float64(q_LHC), np.float64(k_LC))
@@ -163,8 +164,10 @@ def test_a_row_of_8192_weights_survives_bfloat16_columns_but_not_a_single_one(rn
   query, key = rows(scheme, params, x_LD)
   exact_HJ = -np.cumsum(np.log(gates(x_LD, **params)), axis=0).T
   content_HJ = rng.normal(size=(3, L)) * 2
-  q_LHC, k_LC = scheme.columns(params, None, query, key, scale, jnp.bfloat16)
-  q_HC, k_LC = (np.float32(x.astype(jnp.bfloat16)) for x in (q_LHC[-1], k_LC))
+  q_LHC, k_L1C = scheme.columns(
+    params, None, query, key, heads=3, kv_heads=1, scale=scale, dtype=jnp.bfloat16
+  )
+  q_HC, k_LC = (np.float32(x.astype(jnp.bfloat16)) for x in (q_LHC[-1], k_L1C[:, 0]))
   sums_HJ = scale * np.einsum('hc,jc->hj', q_HC, k_LC)  # as a kernel sums them, in float32
   assert total_variation(np.float64(sums_HJ), exact_HJ, content_HJ) < 2e-4
   single_HJ = scale * np.float64(jnp.asarray(-key.features_L.T / scale, jnp.bfloat16))

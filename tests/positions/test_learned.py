@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from posjax import positions
+from posjax.attention import Layer
 from posjax.decoder import Decoder, check_length
 from posjax.extension import extend
 
@@ -26,7 +27,7 @@ def rows(table_LD, pos_L, rate=1.0):
 
 def added(scheme, params, spectrum, pos_L):
   x_LD = jnp.zeros((len(pos_L), DIMS.width))
-  return np.asarray(scheme.embed(params, spectrum, x_LD, jnp.asarray(pos_L)))
+  return np.asarray(scheme.embed(params, spectrum, x_LD, None, jnp.asarray(pos_L)))
 
 
 @pytest.mark.parametrize('factor', [1.0, 2.0, 3.0, 2.5])
@@ -66,7 +67,9 @@ def test_gradients_go_to_the_rows_that_were_read():
   scheme = positions.make('learned')
   params = scheme.init(jax.random.key(0), DIMS)
   grad = jax.grad(
-    lambda p: scheme.embed(p, scheme.spectrum(DIMS), jnp.zeros((3, 6)), jnp.array([1, 1, 7])).sum()
+    lambda p: scheme.embed(
+      p, scheme.spectrum(DIMS), jnp.zeros((3, 6)), None, jnp.array([1, 1, 7])
+    ).sum()
   )(params)
   np.testing.assert_array_equal(grad['table_LD'][:, 0], [0, 2, 0, 0, 0, 0, 0, 1])
 
@@ -74,8 +77,8 @@ def test_gradients_go_to_the_rows_that_were_read():
 @pytest.mark.parametrize('factor', [1, 2, 3, 93, 1.5, 1.1, 23.2])
 def test_lengths_past_the_table_are_refused_before_anything_runs(factor):
   model = Decoder(
-    scheme=positions.make('learned', length=10), length=8, vocabulary=5, width=6, layers=1, heads=1,
-    kv_heads=1, head_width=4, mlp_width=4,
+    pattern=(Layer(scheme=positions.make('learned', length=10)),), length=8, vocabulary=5, width=6,
+    layers=1, heads=1, kv_heads=1, head_width=4, mlp_width=4,
   )
   spectrum = extend(model.spectrum(), name='linear', factor=factor, trained_length=10)
   end = round(10 * factor)
@@ -89,5 +92,5 @@ def test_lengths_past_the_table_are_refused_before_anything_runs(factor):
 def test_a_position_before_the_table_is_not_a_number():
   scheme = positions.make('learned', length=4)
   params = {'table_LD': jnp.ones((4, 2))}
-  x_LD = scheme.embed(params, scheme.spectrum(None), jnp.zeros((2, 2)), jnp.array([-1, 0]))
+  x_LD = scheme.embed(params, scheme.spectrum(None), jnp.zeros((2, 2)), None, jnp.array([-1, 0]))
   assert np.isnan(x_LD[0]).all() and np.isfinite(x_LD[1]).all()

@@ -22,7 +22,7 @@ def added(pos_L, factor=1.0, dtype=jnp.float32, **settings):
   params = scheme.init(jax.random.key(0), DIMS)
   spectrum = extend(scheme.spectrum(DIMS), name='linear', factor=factor, trained_length=8)
   x_LD = jnp.zeros((len(pos_L), DIMS.width), dtype)
-  x_LD = scheme.embed(params, spectrum, x_LD, jnp.asarray(pos_L))
+  x_LD = scheme.embed(params, spectrum, x_LD, None, jnp.asarray(pos_L))
   return np.asarray(x_LD), np.float64(params['direction_D'])
 
 
@@ -37,7 +37,7 @@ def test_a_position_in_units_moves_the_token_along_the_vector(settings, unit, fa
 def test_it_is_added_to_the_tokens(rng):
   scheme, x_LD = positions.make('linear'), np.float32(rng.normal(size=(3, 6)))
   params = {'direction_D': jnp.arange(6.0)}
-  y_LD = scheme.embed(params, scheme.spectrum(DIMS), jnp.asarray(x_LD), jnp.array([2, 0, 4]))
+  y_LD = scheme.embed(params, scheme.spectrum(DIMS), jnp.asarray(x_LD), None, jnp.array([2, 0, 4]))
   np.testing.assert_allclose(y_LD, x_LD + line([2, 0, 4], np.arange(6.0), 8), atol=8 * EPS)
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import numpy as np
 
 from posjax import positions
@@ -8,9 +9,9 @@ from posjax import positions
 def test_there_is_nothing_to_learn_extend_or_set():
   scheme = positions.make('none')
   dims = positions.Dims(width=16, heads=4, kv_heads=2, head_width=4, length=8)
-  assert scheme.init(None, dims) == {}
+  assert scheme.parameters(jax.random.key(0), dims) == {}
   assert dataclasses.asdict(scheme.spectrum(dims)) == {
-    'frequency_F': None, 'slope_H': None, 'rate': None, 'temperature': 1.0,
+    'frequency_F': None, 'slope_H': None, 'rate': None, 'temperature': 1.0, 'fixed': False,
   }
   assert dataclasses.fields(scheme) == ()
   assert scheme.capacity(scheme.spectrum(dims), dims) == np.inf
@@ -18,6 +19,6 @@ def test_there_is_nothing_to_learn_extend_or_set():
 
 def test_no_hook_is_touched_so_that_fused_kernels_run_it():
   scheme = positions.make('none')
-  hooks = {'embed', 'query', 'key', 'features', 'score', 'columns'}
+  hooks = {'embed', 'query', 'key', 'features', 'score', 'walk', 'read', 'columns'}
   assert vars(type(scheme)).keys().isdisjoint(hooks)
   assert not scheme.scores

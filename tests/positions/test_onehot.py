@@ -10,7 +10,7 @@ DIMS = positions.Dims(width=8, heads=2, kv_heads=1, head_width=4, length=16)
 def codes(pos_L, width=8, dtype=jnp.float32, **settings):
   scheme = positions.make('onehot', **settings)
   x_LD = jnp.zeros((len(pos_L), width), dtype)
-  return np.asarray(scheme.embed({}, scheme.spectrum(DIMS), x_LD, jnp.asarray(pos_L)))
+  return np.asarray(scheme.embed({}, scheme.spectrum(DIMS), x_LD, None, jnp.asarray(pos_L)))
 
 
 # Drawn once, with jax 0.10. A version that draws other signs must not pass unnoticed: weights that
@@ -54,7 +54,7 @@ def test_codes_are_about_orthogonal_neighbours_no_less_than_others():
 
 def test_they_are_added_to_the_tokens_with_the_amplitude(rng):
   scheme, x_LD = positions.make('onehot', amplitude=0.25), np.float32(rng.normal(size=(3, 8)))
-  y_LD = scheme.embed({}, scheme.spectrum(DIMS), jnp.asarray(x_LD), jnp.array([4, 0, 4]))
+  y_LD = scheme.embed({}, scheme.spectrum(DIMS), jnp.asarray(x_LD), None, jnp.array([4, 0, 4]))
   np.testing.assert_allclose(y_LD, x_LD + 0.25 * codes([4, 0, 4]), rtol=1e-6)
   assert codes([1], dtype=jnp.bfloat16).dtype == jnp.bfloat16
 

@@ -57,7 +57,7 @@ def test_scores_are_lengths_times_the_cosine_of_the_distance_and_the_keys_phase(
 def test_scores_depend_on_the_distance_alone(rng):
   q_LHK, k_LGK = (np.repeat(x[:1], 12, axis=0) for x in vectors(rng))
   scheme = positions.make('pope', phase=2 * math.pi)
-  params = scheme.init(jax.random.key(0), DIMS)
+  params = scheme.init_layer(jax.random.key(0), DIMS)
   for offset in (0, 1000):
     s_HIJ = scores(scheme, params, q_LHK, k_LGK, offset + np.arange(12))
     for r in range(-11, 12):
@@ -69,7 +69,7 @@ def test_content_alone_cannot_turn_a_wave(rng):
   """What sets it apart from RoPE: at distance 0 and without phase, every wave adds to a score."""
   q_LHK, k_LGK = vectors(rng)
   scheme = positions.make('pope')
-  params = scheme.init(jax.random.key(0), DIMS)
+  params = scheme.init_layer(jax.random.key(0), DIMS)
   spectrum, pos_L = scheme.spectrum(DIMS), jnp.full(4, 300)
   q_LHK = scheme.query(params, spectrum, jnp.asarray(q_LHK), pos_L)
   k_LGK = scheme.key(params, spectrum, jnp.asarray(k_LGK), pos_L)
@@ -84,10 +84,10 @@ def test_the_frequencies_are_as_many_as_dimensions_and_float64():
 
 
 def test_phases_start_where_they_are_told_to():
-  start = positions.make('pope').init(jax.random.key(0), DIMS)['phase_GK']
+  start = positions.make('pope').init_layer(jax.random.key(0), DIMS)['phase_GK']
   np.testing.assert_array_equal(start, np.zeros((2, 8)))
   wide = positions.Dims(width=16, heads=4, kv_heads=20, head_width=128, length=64)
-  phase_GK = positions.make('pope', phase=2.0).init(jax.random.key(0), wide)['phase_GK']
+  phase_GK = positions.make('pope', phase=2.0).init_layer(jax.random.key(0), wide)['phase_GK']
   assert phase_GK.shape == (20, 128) and phase_GK.min() >= -2 and phase_GK.max() <= 0
   assert abs(float(phase_GK.mean()) + 1) < 5 * 2 / (12 * phase_GK.size) ** 0.5
 

@@ -31,7 +31,7 @@ def halves_of_tensor2tensor(pos_L, D):
 def waves(dtype=jnp.float32, **settings):
   scheme = positions.make('sinusoidal', **settings)
   x_LD = jnp.zeros((len(POS_L), DIMS.width), dtype)
-  return scheme.embed({}, scheme.spectrum(DIMS), x_LD, jnp.asarray(POS_L))
+  return scheme.embed({}, scheme.spectrum(DIMS), x_LD, None, jnp.asarray(POS_L))
 
 
 ATOL = 2 * np.finfo(np.float32).eps * (1 + POS_L.max())
@@ -51,7 +51,7 @@ def test_the_other_layouts_in_the_wild_are_not_ours(wrong):
 
 def test_they_are_added_to_the_tokens(rng):
   scheme, x_LD = positions.make('sinusoidal'), np.float32(rng.normal(size=(6, 10)))
-  y_LD = scheme.embed({}, scheme.spectrum(DIMS), jnp.asarray(x_LD), jnp.asarray(POS_L))
+  y_LD = scheme.embed({}, scheme.spectrum(DIMS), jnp.asarray(x_LD), None, jnp.asarray(POS_L))
   np.testing.assert_allclose(y_LD, x_LD + sinusoids(POS_L, 10), atol=2 * ATOL)
 
 

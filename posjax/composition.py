@@ -1,0 +1,322 @@
+"""Several schemes as one: together on all heads, or each on heads of its own.
+
+  {'name': 'together', 'parts': ({'name': 'learned'}, {'name': 'alibi'})}
+  {'name': 'heads', 'parts': ({'name': 'rope', 'heads': 6}, {'name': 'none', 'heads': 2})}
+
+A part may itself be made of parts. What makes no sense together is refused when it is built. Every
+learned parameter, state and spectrum is a tuple or dict with one entry per part.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from posjax import positions
+from posjax.attend import Tile
+from posjax.positions import Dims, Scheme
+
+
+def make(settings: Mapping[str, Any]) -> Scheme:
+  """The scheme of a config's `position`: one of posjax/positions/, or several of them.
+
+  Raises ValueError for an unknown name or hyperparameter, and for parts that make no sense.
+  """
+  settings = dict(settings)
+  name = settings.pop('name')
+  if name not in ('together', 'heads'):
+    return positions.make(name, **settings)
+  parts = [dict(part) for part in settings.pop('parts', ())]
+  if settings or len(parts) < 2:
+    wrong = f'{len(parts)} parts' if len(parts) < 2 else f"'{next(iter(settings))}'"
+    raise ValueError(f"'{name}' takes `parts`, a tuple of two or more, and no more: not {wrong}.")
+  if name == 'together':
+    return Together(parts=tuple(map(make, parts)))
+  counts = [part.pop('heads', None) for part in parts]
+  return Heads(parts=tuple(map(make, parts)), counts=tuple(counts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(Scheme):
+  """What both kinds share: each part has its own parameters, spectrum, features and state."""
+
+  parts: tuple[Scheme, ...]
+
+  @property
+  def relative(self) -> bool:
+    return all(part.relative for part in self.parts)
+
+  @property
+  def reads_positions(self) -> bool:
+    return any(part.reads_positions for part in self.parts)
+
+  def overrides(self, hook):
+    return any(part.overrides(hook) for part in self.parts)
+
+  @property
+  def factorises(self):
+    return self.scores and all(part.factorises or not part.scores for part in self.parts)
+
+  def dims_of(self, dims: Dims) -> tuple[Dims, ...]:
+    """The sizes that each part sees."""
+    return (dims,) * len(self.parts)
+
+  def init(self, key, dims):
+    return self._drawn('init', key, dims)
+
+  def init_layer(self, key, dims):
+    return self._drawn('init_layer', key, dims)
+
+  def _drawn(self, init, key, dims):
+    keys = jax.random.split(key, len(self.parts))
+    drawn = [
+      getattr(part, init)(key, own)
+      for part, key, own in zip(self.parts, keys, self.dims_of(dims), strict=True)
+    ]
+    return {f'part_{n}': params for n, params in enumerate(drawn) if params}
+
+  def spectrum(self, dims):
+    both = zip(self.parts, self.dims_of(dims), strict=True)
+    return tuple(part.spectrum(own) for part, own in both)
+
+  def sample(self, spectrum, key):
+    keys = jax.random.split(key, len(self.parts))
+    each = zip(self.parts, spectrum, keys, strict=True)
+    return tuple(part.sample(own, key) for part, own, key in each)
+
+  def capacity(self, spectrum, dims):
+    each = zip(self.parts, spectrum, self.dims_of(dims), strict=True)
+    return min(part.capacity(own, sizes) for part, own, sizes in each)
+
+  def each(self, params, spectrum):
+    """(part, its parameters, its spectrum) of every part."""
+    return [
+      (part, params.get(f'part_{n}', {}), spectrum[n]) for n, part in enumerate(self.parts)
+    ]
+
+  def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
+    for part, own, numbers in self.each(params, spectrum):
+      x_LD = part.embed(own, numbers, x_LD, tokens_L, pos_L)
+    return x_LD
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together(Parts):
+  """Every part acts on all heads, in the order given; biases add up."""
+
+  def __post_init__(self):
+    for hook, what in (
+      ('embed', 'add a vector to the input'),
+      ('key', 'turn the keys'),
+      ('walk', 'carry a state along the keys'),
+      ('read', 'add to what is read'),
+    ):
+      if sum(part.overrides(hook) for part in self.parts) > 1:
+        raise ValueError(f'{_names(self.parts)} make no sense together: two {what}. Use one.')
+    for part in self.parts:
+      if not _acts(part):
+        raise ValueError(
+          f'{_names(self.parts)} make no sense together: one does nothing. Leave it out.'
+        )
+      if self.parts.count(part) > 1:
+        raise ValueError(f'{_names(self.parts)}: the same scheme twice. Use it once.')
+    replaced = [part for part in self.parts if part.replaces_logits]
+    if replaced and self.overrides('key'):
+      raise ValueError(
+        f'{_names(self.parts)} make no sense together: one computes logits from keys as projected, '
+        'which the other would have turned. Use one of them.'
+      )
+
+  def query(self, params, spectrum, q_LHK, pos_L):
+    for part, own, numbers in self.each(params, spectrum):
+      q_LHK = part.query(own, numbers, q_LHK, pos_L)
+    return q_LHK
+
+  def key(self, params, spectrum, k_LGK, pos_L):
+    for part, own, numbers in self.each(params, spectrum):
+      k_LGK = part.key(own, numbers, k_LGK, pos_L)
+    return k_LGK
+
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+    pairs = [
+      part.features(own, numbers, x_LD, q_LHK, k_LGK, pos_L)
+      for part, own, numbers in self.each(params, spectrum)
+    ]
+    return tuple(zip(*pairs, strict=True))
+
+  def score(self, params, spectrum, s_HIJ, tile):
+    for n, (part, own, numbers) in enumerate(self.each(params, spectrum)):
+      s_HIJ = part.score(own, numbers, s_HIJ, _tile_of(tile, n))
+    return s_HIJ
+
+  def start(self, params, spectrum, query):
+    return tuple(
+      part.start(own, numbers, _rows_of(query, n))
+      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
+    )
+
+  def walk(self, params, spectrum, s_HIJ, tile, state):
+    new = []
+    for n, (part, own, numbers) in enumerate(self.each(params, spectrum)):
+      s_HIJ, left = part.walk(own, numbers, s_HIJ, _tile_of(tile, n), state[n])
+      new.append(left)
+    return s_HIJ, tuple(new)
+
+  def read(self, params, spectrum, p_HIJ, tile):
+    n, part = next((n, part) for n, part in enumerate(self.parts) if part.reads)
+    return part.read(*self.each(params, spectrum)[n][1:], p_HIJ, _tile_of(tile, n))
+
+  def columns(self, params, spectrum, query, key, **sizes):
+    pairs = [
+      part.columns(own, numbers, _rows_of(query, n), _rows_of(key, n), **sizes)
+      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
+      if part.scores
+    ]
+    q_LHC, k_LGC = zip(*pairs, strict=True)
+    most = max(k.shape[1] for k in k_LGC)
+    wide = [jnp.broadcast_to(k, (k.shape[0], most, k.shape[2])) for k in k_LGC]
+    return jnp.concatenate(q_LHC, axis=-1), jnp.concatenate(wide, axis=-1)
+
+  def temperature(self, spectrum):
+    total = 1.0
+    for part, numbers in zip(self.parts, spectrum, strict=True):
+      total = total * part.temperature(numbers)
+    return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heads(Parts):
+  """Each part has heads of its own: the first `counts[0]` query heads, then `counts[1]`, and so on.
+
+  Key/value heads are shared out in the same proportion. Where a part widens its heads, the others
+  are filled with zeros.
+  """
+
+  counts: tuple[int, ...]
+
+  def __post_init__(self):
+    if not all(isinstance(count, int) and count > 0 for count in self.counts):
+      raise ValueError(
+        f'Parts of {_names(self.parts)} have {list(self.counts)} heads. '
+        "Give each part its number, e.g. {'name': ..., 'heads': 4}."
+      )
+    for hook, what in (
+      ('embed', 'acts on the input, which all heads share'),
+      ('read', 'adds to what is read'),
+    ):
+      if self.overrides(hook):
+        raise ValueError(
+          f'Of {_names(self.parts)} one {what}, so it cannot have heads of its own. Combine it by '
+          "'together' instead."
+        )
+
+  def dims_of(self, dims):
+    H, G = dims.heads, dims.kv_heads
+    shares = [count * G // H for count in self.counts]
+    if sum(self.counts) != H or sum(shares) != G or 0 in shares:
+      raise ValueError(
+        f'Parts with {list(self.counts)} heads do not share out {H} query heads over {G} key/value '
+        f'heads. Let them add up to {H}, each a multiple of {H // G}.'
+      )
+    return tuple(
+      dataclasses.replace(dims, heads=count, kv_heads=share)
+      for count, share in zip(self.counts, shares, strict=True)
+    )
+
+  def cut(self, x, axis: int) -> list:
+    """The parts' heads along `axis`."""
+    total = sum(self.counts)
+    ends = [end * x.shape[axis] // total for end in itertools.accumulate(self.counts)]
+    return jnp.split(x, ends[:-1], axis=axis)
+
+  def query(self, params, spectrum, q_LHK, pos_L):
+    parts = zip(self.each(params, spectrum), self.cut(q_LHK, 1), strict=True)
+    return _level([part.query(own, numbers, q, pos_L) for (part, own, numbers), q in parts])
+
+  def key(self, params, spectrum, k_LGK, pos_L):
+    parts = zip(self.each(params, spectrum), self.cut(k_LGK, 1), strict=True)
+    return _level([part.key(own, numbers, k, pos_L) for (part, own, numbers), k in parts])
+
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+    parts = zip(
+      self.each(params, spectrum), self.cut(q_LHK, 1), self.cut(k_LGK, 1), strict=True
+    )
+    pairs = [part.features(own, numbers, x_LD, q, k, pos_L) for (part, own, numbers), q, k in parts]
+    return tuple(zip(*pairs, strict=True))
+
+  def score(self, params, spectrum, s_HIJ, tile):
+    parts = zip(self.each(params, spectrum), self.cut(s_HIJ, 0), strict=True)
+    return jnp.concatenate([
+      part.score(own, numbers, s, _tile_of(tile, n))
+      for n, ((part, own, numbers), s) in enumerate(parts)
+    ])
+
+  def start(self, params, spectrum, query):
+    return tuple(
+      part.start(own, numbers, _rows_of(query, n))
+      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
+    )
+
+  def walk(self, params, spectrum, s_HIJ, tile, state):
+    parts = zip(self.each(params, spectrum), self.cut(s_HIJ, 0), state, strict=True)
+    pairs = [
+      part.walk(own, numbers, s, _tile_of(tile, n), one)
+      for n, ((part, own, numbers), s, one) in enumerate(parts)
+    ]
+    scores, states = zip(*pairs, strict=True)
+    return jnp.concatenate(scores), tuple(states)
+
+  def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
+    """Each part's columns stand side by side; the heads of other parts have zeros there."""
+    L, total = len(key.index_L), sum(self.counts)
+    q_LHC, k_LGC, at = [], [], 0
+    for n, (part, own, numbers) in enumerate(self.each(params, spectrum)):
+      count, share = self.counts[n], self.counts[n] * kv_heads // total
+      if part.scores:
+        q, k = part.columns(
+          own, numbers, _rows_of(query, n), _rows_of(key, n),
+          heads=count, kv_heads=share, scale=scale, dtype=dtype,
+        )  # fmt: skip
+        first = at * kv_heads // total
+        k = jnp.broadcast_to(k, (L, share, k.shape[2]))
+        q_LHC.append(jnp.pad(q, [(0, 0), (at, heads - at - count), (0, 0)]))
+        k_LGC.append(jnp.pad(k, [(0, 0), (first, kv_heads - first - share), (0, 0)]))
+      at += count
+    return jnp.concatenate(q_LHC, axis=-1), jnp.concatenate(k_LGC, axis=-1)
+
+  def temperature(self, spectrum):
+    each = zip(self.parts, self.counts, spectrum, strict=True)
+    return jnp.concatenate([
+      jnp.broadcast_to(jnp.asarray(part.temperature(numbers), jnp.float32), (count,))
+      for part, count, numbers in each
+    ])
+
+
+def _acts(scheme: Scheme) -> bool:
+  return any(
+    scheme.overrides(hook)
+    for hook in ('embed', 'query', 'key', 'score', 'walk', 'read')
+  )
+
+
+def _names(parts) -> str:
+  return ' and '.join(type(part).__name__ for part in parts)
+
+
+def _rows_of(rows, n: int):
+  return dataclasses.replace(rows, features_L=rows.features_L[n])
+
+
+def _tile_of(tile: Tile, n: int) -> Tile:
+  return dataclasses.replace(tile, query=_rows_of(tile.query, n), key=_rows_of(tile.key, n))
+
+
+def _level(vectors_LHK: list):
+  """Side by side along the heads, narrower ones filled with zeros."""
+  K = max(x.shape[-1] for x in vectors_LHK)
+  return jnp.concatenate(
+    [jnp.pad(x, [(0, 0), (0, 0), (0, K - x.shape[-1])]) for x in vectors_LHK], axis=1
+  )
