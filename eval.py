@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from posjax import cli, data, metrics, report, run, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
-from posjax.decoder import Decoder, as_trained, build, check_length
+from posjax.decoder import Decoder, as_trained, build, check_length, label
 from posjax.evaluation import evaluate
 from posjax.extension import extend
 from posjax.loss import token_losses
@@ -58,7 +58,7 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     documents,
     settings,
     trained_length=config.train.length,
-    facts=facts | {'scheme': config.position.name},
+    facts=facts | {'scheme': label(config)},
   )
   if jax.process_index() == 0:
     print(report.table(results))

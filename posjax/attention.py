@@ -146,7 +146,7 @@ def position_and_attend(
     query_X,
     key_X,
     logits,
-    scheme.temperature(spectrum),
+    scheme.temperature(spectrum, q_BLHK.shape[2]),
     () if logits.plain else position,
     choice.form,
   )

@@ -1,7 +1,7 @@
 """Several schemes as one: together on all heads, or each on heads of its own.
 
   {'name': 'together', 'parts': ({'name': 'learned'}, {'name': 'alibi'})}
-  {'name': 'heads', 'parts': ({'name': 'rope', 'heads': 6}, {'name': 'none', 'heads': 2})}
+  {'name': 'heads', 'parts': ({'name': 'rope', 'share': 3}, {'name': 'none', 'share': 1})}
 
 A part may itself be made of parts. What makes no sense together is refused when it is built. Every
 learned parameter, state and spectrum is a tuple or dict with one entry per part.
@@ -35,8 +35,16 @@ def make(settings: Mapping[str, Any]) -> Scheme:
     raise ValueError(f"'{name}' takes `parts`, a tuple of two or more, and no more: not {wrong}.")
   if name == 'together':
     return Together(parts=tuple(map(make, parts)))
-  counts = [part.pop('heads', None) for part in parts]
-  return Heads(parts=tuple(map(make, parts)), counts=tuple(counts))
+  shares = [part.pop('share', 1) for part in parts]
+  return Heads(parts=tuple(map(make, parts)), shares=tuple(shares))
+
+
+def label(settings: Mapping[str, Any]) -> str:
+  """What a reader calls it: 'rope', 'rope + fox' together, 'rope | none' on heads of their own."""
+  if 'parts' not in settings:
+    return settings['name']
+  names = [label(part) for part in settings['parts']]
+  return (' + ' if settings['name'] == 'together' else ' | ').join(names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,28 +188,28 @@ class Together(Parts):
     wide = [jnp.broadcast_to(k, (k.shape[0], most, k.shape[2])) for k in k_LGC]
     return jnp.concatenate(q_LHC, axis=-1), jnp.concatenate(wide, axis=-1)
 
-  def temperature(self, spectrum):
+  def temperature(self, spectrum, heads):
     total = 1.0
     for part, numbers in zip(self.parts, spectrum, strict=True):
-      total = total * part.temperature(numbers)
+      total = total * part.temperature(numbers, heads)
     return total
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heads(Parts):
-  """Each part has heads of its own: the first `counts[0]` query heads, then `counts[1]`, and so on.
+  """Each part has heads of its own, query and key/value heads in the proportion of `shares`.
 
-  Key/value heads are shared out in the same proportion. Where a part widens its heads, the others
-  are filled with zeros.
+  The first part has the first heads. Where a part widens its heads, the others are filled with
+  zeros.
   """
 
-  counts: tuple[int, ...]
+  shares: tuple[int, ...]
 
   def __post_init__(self):
-    if not all(isinstance(count, int) and count > 0 for count in self.counts):
+    if not all(isinstance(share, int) and share > 0 for share in self.shares):
       raise ValueError(
-        f'Parts of {_names(self.parts)} have {list(self.counts)} heads. '
-        "Give each part its number, e.g. {'name': ..., 'heads': 4}."
+        f'{_names(self.parts)} cannot have shares of {list(self.shares)} of the heads. '
+        'Use whole numbers >= 1.'
       )
     for hook, what in (
       ('embed', 'acts on the input, which all heads share'),
@@ -214,22 +222,22 @@ class Heads(Parts):
         )
 
   def dims_of(self, dims):
-    H, G = dims.heads, dims.kv_heads
-    shares = [count * G // H for count in self.counts]
-    if sum(self.counts) != H or sum(shares) != G or 0 in shares:
+    both = zip(self.counts(dims.heads), self.counts(dims.kv_heads), strict=True)
+    return tuple(dataclasses.replace(dims, heads=H, kv_heads=G) for H, G in both)
+
+  def counts(self, heads: int) -> list[int]:
+    """Heads of each part. Raises ValueError where `heads` cannot be shared out."""
+    total = sum(self.shares)
+    if heads % total:
       raise ValueError(
-        f'Parts with {list(self.counts)} heads do not share out {H} query heads over {G} key/value '
-        f'heads. Let them add up to {H}, each a multiple of {H // G}.'
+        f'{heads} heads cannot be shared out {" : ".join(map(str, self.shares))}. Make model.heads '
+        f'and model.kv_heads multiples of {total}, or change the shares.'
       )
-    return tuple(
-      dataclasses.replace(dims, heads=count, kv_heads=share)
-      for count, share in zip(self.counts, shares, strict=True)
-    )
+    return [heads // total * share for share in self.shares]
 
   def cut(self, x, axis: int) -> list:
     """The parts' heads along `axis`."""
-    total = sum(self.counts)
-    ends = [end * x.shape[axis] // total for end in itertools.accumulate(self.counts)]
+    ends = list(itertools.accumulate(self.counts(x.shape[axis])))
     return jnp.split(x, ends[:-1], axis=axis)
 
   def query(self, params, spectrum, q_LHK, pos_L):
@@ -271,27 +279,27 @@ class Heads(Parts):
 
   def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
     """Each part's columns stand side by side; the heads of other parts have zeros there."""
-    L, total = len(key.index_L), sum(self.counts)
-    q_LHC, k_LGC, at = [], [], 0
-    for n, (part, own, numbers) in enumerate(self.each(params, spectrum)):
-      count, share = self.counts[n], self.counts[n] * kv_heads // total
+    L, q_LHC, k_LGC, h, g = len(key.index_L), [], [], 0, 0
+    counts = zip(self.counts(heads), self.counts(kv_heads), strict=True)
+    for n, ((part, own, numbers), (H, G)) in enumerate(
+      zip(self.each(params, spectrum), counts, strict=True)
+    ):
       if part.scores:
         q, k = part.columns(
           own, numbers, _rows_of(query, n), _rows_of(key, n),
-          heads=count, kv_heads=share, scale=scale, dtype=dtype,
+          heads=H, kv_heads=G, scale=scale, dtype=dtype,
         )  # fmt: skip
-        first = at * kv_heads // total
-        k = jnp.broadcast_to(k, (L, share, k.shape[2]))
-        q_LHC.append(jnp.pad(q, [(0, 0), (at, heads - at - count), (0, 0)]))
-        k_LGC.append(jnp.pad(k, [(0, 0), (first, kv_heads - first - share), (0, 0)]))
-      at += count
+        k = jnp.broadcast_to(k, (L, G, k.shape[2]))
+        q_LHC.append(jnp.pad(q, [(0, 0), (h, heads - h - H), (0, 0)]))
+        k_LGC.append(jnp.pad(k, [(0, 0), (g, kv_heads - g - G), (0, 0)]))
+      h, g = h + H, g + G
     return jnp.concatenate(q_LHC, axis=-1), jnp.concatenate(k_LGC, axis=-1)
 
-  def temperature(self, spectrum):
-    each = zip(self.parts, self.counts, spectrum, strict=True)
+  def temperature(self, spectrum, heads):
+    each = zip(self.parts, self.counts(heads), spectrum, strict=True)
     return jnp.concatenate([
-      jnp.broadcast_to(jnp.asarray(part.temperature(numbers), jnp.float32), (count,))
-      for part, count, numbers in each
+      jnp.broadcast_to(jnp.asarray(part.temperature(numbers, H), jnp.float32), (H,))
+      for part, H, numbers in each
     ])
 
 

@@ -306,6 +306,13 @@ def build(config: ConfigDict) -> Decoder:
   )
 
 
+def label(config: ConfigDict) -> str:
+  """What a reader calls an experiment's schemes; those of a pattern's layers with slashes."""
+  layers = config.layers or ({},)
+  names = [composition.label(layer.get('position', config.position)) for layer in layers]
+  return ' / '.join(dict.fromkeys(names))
+
+
 def make_layer(alike: dict, own: dict) -> Layer:
   """A layer of a config's pattern: what it sets itself, and for the rest what all layers have.
 

@@ -23,7 +23,7 @@ import numpy as np
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['frequency_F', 'slope_H', 'rate', 'temperature'],
+  data_fields=['frequency_F', 'slope_H', 'rate', 'temperature', 'offset'],
   meta_fields=['fixed'],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Spectrum:
   slope_H: logits per token of distance, for each head.
   rate: table rows, bucket units, or whatever else counts tokens, per token: 1 as trained.
   temperature: multiplies the whole logit (DeepSeek's convention), 1 as trained.
+  offset: added to positions that are counted from some start; training steps draw their own.
   fixed: extensions leave it alone, as that of layers whose windows stay as they are.
   """
 
@@ -41,6 +42,7 @@ class Spectrum:
   slope_H: np.ndarray | jax.Array | None = None
   rate: float | jax.Array | None = None
   temperature: float | jax.Array = 1.0
+  offset: float | jax.Array | None = None
   fixed: bool = False
 
 

@@ -10,7 +10,8 @@ from e2e import ROOT, caches, train_here, words
 
 import train
 from posjax import positions
-from posjax.config import flatten, from_json, load, to_json
+from posjax.config import OPEN, flatten, from_json, load, to_json
+from posjax.decoder import label
 
 EXPERIMENTS = sorted(
   path.stem for path in (ROOT / 'configs').glob('[!_]*.py') if path.stem != 'base'
@@ -51,7 +52,7 @@ def test_every_config_trains_evaluates_and_reports(name, request, tmp_path, caps
   assert rows[-1]['step'] == config.train.steps and rows[-1]['loss'] < rows[0]['loss']
   assert capsys.readouterr().out.endswith(f'Report: {tmp_path}/run/report.html\n')
   results = json.loads((tmp_path / 'run' / 'evaluation' / 'base.json').read_text())
-  assert results['rows'] and results['facts']['scheme'] == config.position.name
+  assert results['rows'] and results['facts']['scheme'] == label(config)
   assert '<svg' in (tmp_path / 'run' / 'report.html').read_text()
 
 
@@ -70,17 +71,16 @@ def test_every_config_runs_as_its_command_says(name, request, tmp_path):
 @pytest.mark.parametrize('name', positions.names())
 def test_every_scheme_has_a_config_that_states_its_hyperparameters(name):
   fields = {field.name: field.default for field in dataclasses.fields(positions.find(name))}
-  assert dict(load(f'configs/{name}.py').position) == {'name': name, **fields}
+  position = load(f'configs/{name}.py').position
+  assert {'name': name, **fields} in [dict(part) for part in position.get('parts', (position,))]
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
 @pytest.mark.parametrize('variant', ['', ':smoke'])
 def test_every_config_has_all_keys_of_base_and_no_other(name, variant):
   config = load(f'configs/{name}.py{variant}')
-  keys = {key for key in flatten(config) if not key.startswith(('position.', 'extension.'))}
-  base = {key for key in flatten(load('configs/base.py')) if not key.startswith(
-    ('position.', 'extension.'))}  # fmt: skip
-  assert keys == base
+  keys = lambda config: {key for key in flatten(config) if key.split('.')[0] not in OPEN}
+  assert keys(config) == keys(load('configs/base.py'))
   assert from_json(to_json(config)) == config  # it is stored beside the run
 
 

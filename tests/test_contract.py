@@ -27,11 +27,11 @@ from posjax.positions import Dims
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 def combined():
-  """The combinations of all configs, by the config's name."""
+  """The combinations of all configs, by the config's path."""
   found = {}
   for file in sorted(Path(__file__).parents[1].glob('configs/*.py')):
     if file.stem != '__init__' and 'parts' in (position := load(f'configs/{file.name}').position):
-      found[file.stem] = position
+      found[f'configs/{file.name}'] = position
   return found
 
 
@@ -40,7 +40,7 @@ COMBINED = combined()
 NAMES = [*ALONE, *COMBINED]
 EPS = float(jnp.finfo(jnp.float32).eps)
 HOOKS = ('embed', 'query', 'key', 'score', 'walk', 'read')
-B, L, V = 3, 20, 24
+B, L, V, FIRST = 3, 20, 64, 40  # tokens from FIRST on: digits are among them
 LENGTH = 64  # positions a scheme must offer; rows are shorter
 DIMS = Dims(width=16, heads=4, kv_heads=2, head_width=8, length=LENGTH)
 
@@ -91,7 +91,7 @@ def small(name):
   """A decoder, random parameters and one compiled function, `run`."""
   model = decoder(make(name))
   spectrum = model.spectrum()
-  tokens_BL = np.stack([np.random.default_rng(b).permutation(V)[:L] for b in range(B)])
+  tokens_BL = np.stack([np.random.default_rng(b).permutation(np.r_[FIRST:V])[:L] for b in range(B)])
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, spectrum)['params']
   params = excited(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
@@ -206,7 +206,7 @@ def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
     logits = dataclasses.replace(logits, score=score, walk=walk, start=scheme.start)
 
   def run(params, spectrum, x_LD, pos_L):
-    tokens_L = jnp.arange(len(x_LD)) % V
+    tokens_L = FIRST + jnp.arange(len(x_LD)) % (V - FIRST)
     x_LD = scheme.embed(params, spectrum, x_LD, tokens_L, pos_L)
     q_LHK, k_LGK, v_LGK = (jnp.einsum('ld,dhk->lhk', x_LD, w.astype(x_LD.dtype)) for w in project)
     fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, pos_L)
@@ -220,7 +220,7 @@ def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
       dataclasses.replace(rows, features_L=fq),
       dataclasses.replace(rows, features_L=fk),
       logits,
-      scheme.temperature(spectrum),
+      scheme.temperature(spectrum, H),
       () if logits.plain else (params, spectrum),
     )
 
@@ -309,10 +309,12 @@ def test_every_hyperparameter_changes_the_output_or_how_far_the_scheme_reaches(n
   def output(scheme):
     params = learned(scheme, DIMS)
     run = layer(scheme, dense, Mask(), False, None, DIMS)
-    return np.asarray(jax.jit(run)(params, scheme.spectrum(DIMS), x_LD, pos_L))
+    spectrum = scheme.sample(scheme.spectrum(DIMS), jax.random.key(1))  # as a training step does
+    return np.asarray(jax.jit(run)(params, spectrum, x_LD, pos_L))
 
   def reach(scheme):
-    return scheme.capacity(scheme.spectrum(DIMS), DIMS)
+    table = jax.tree.map(jnp.shape, learned(scheme, DIMS))
+    return scheme.capacity(scheme.spectrum(DIMS), DIMS), table
 
   by_name = {f.name: f for f in dataclasses.fields(scheme)}
   for value in other_values(by_name[field], getattr(scheme, field)):

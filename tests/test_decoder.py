@@ -9,6 +9,7 @@ from posjax import positions
 from posjax.attend import Mask
 from posjax.attention import Layer
 from posjax.decoder import Decoder, check_length
+from posjax.extension import extend
 from posjax.norm import LayerNorm, RMSNorm
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -34,8 +35,11 @@ def random_params(**changes):
   return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
-def by_definition(params, tokens_L, *, layers, H, G, K, mlp, norm, qk_norm, window=None):
-  """The model in float64, one token after the other; softmax attention without positions."""
+def by_definition(params, tokens_L, *, H, G, K, mlp='gated', norm='rms', qk_norm=False, seen):
+  """The model in float64, one token after the other; softmax attention without positions.
+
+  seen: for each layer of the pattern, the keys that query i sees.
+  """
   p = jax.tree.map(np.float64, params)
 
   def normalise(x, weights, kind):
@@ -53,8 +57,7 @@ def by_definition(params, tokens_L, *, layers, H, G, K, mlp, norm, qk_norm, wind
     return gelu @ weights['down_MD']
 
   x_LD = p['embedding_VD'][tokens_L] * np.sqrt(p['embedding_VD'].shape[1])
-  for n in range(layers):
-    block = jax.tree.map(lambda w: w[n], p['blocks']['layer_0'])  # noqa: B023
+  for block, keys in blocks_in_order(p, seen):
     a, heads = block['attention'], {'query': [], 'key': [], 'value': []}
     for x in x_LD:
       y = normalise(x, block['attention_norm'], norm)
@@ -67,16 +70,32 @@ def by_definition(params, tokens_L, *, layers, H, G, K, mlp, norm, qk_norm, wind
     for i, x in enumerate(x_LD):
       out = []
       for h in range(H):
-        g, first = h // (H // G), 0 if window is None else max(0, i - window + 1)
-        seen = range(first, i + 1)
-        s = np.array([heads['query'][i][h] @ heads['key'][j][g] / np.sqrt(K) for j in seen])
+        g = h // (H // G)
+        s = np.array([heads['query'][i][h] @ heads['key'][j][g] / np.sqrt(K) for j in keys(i)])
         weight = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
-        out.append(sum(w * heads['value'][j][g] for w, j in zip(weight, seen, strict=True)))
+        out.append(sum(w * heads['value'][j][g] for w, j in zip(weight, keys(i), strict=True)))
       x = x + np.concatenate(out) @ a['output_XD']
       after_LD.append(x + feed(normalise(x, block['mlp_norm'], norm), block['mlp']))
     x_LD = np.stack(after_LD)
   x_LD = np.stack([normalise(x, p['final_norm'], norm) for x in x_LD])
   return x_LD @ (p['head_DV'] if 'head_DV' in p else p['embedding_VD'].T)
+
+
+def blocks_in_order(params, seen):
+  """(weights, keys seen) of each layer: the pattern's repetitions, then what is left of it."""
+  for part in ('blocks', 'rest'):
+    layers = params.get(part, {})
+    for n in range(len(jax.tree.leaves(layers)[0]) if layers else 0):
+      for at in range(len(layers)):
+        yield jax.tree.map(lambda w: w[n], layers[f'layer_{at}']), seen[at]  # noqa: B023
+
+
+def window(size):
+  return lambda i: range(max(0, i - size + 1), i + 1)
+
+
+def everything(i):
+  return range(i + 1)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +110,77 @@ def by_definition(params, tokens_L, *, layers, H, G, K, mlp, norm, qk_norm, wind
 def test_the_model_is_its_definition(changes, tolerance):
   model, params = decoder(**changes), random_params(**changes)
   got_BLV = jax.jit(model.apply)({'params': params}, TOKENS_BL, model.spectrum())
-  settings = {'mlp': 'gated', 'norm': 'rms', 'qk_norm': False, 'window': None, **changes}
-  G = settings.pop('kv_heads', 2)
-  settings.pop('tied', None)
+  settings = {'G': changes.get('kv_heads', 2), **changes}
+  seen = window(settings.pop('window')) if 'window' in settings else everything
+  for key in ('kv_heads', 'tied'):
+    settings.pop(key, None)
   for b in range(B):
-    exact_LV = by_definition(params, TOKENS_BL[b], layers=2, H=4, G=G, K=6, **settings)
+    exact_LV = by_definition(params, TOKENS_BL[b], H=4, K=6, seen=[seen], **settings)
     size = np.abs(exact_LV).max()
     np.testing.assert_allclose(got_BLV[b], exact_LV, atol=size * tolerance(L * 12))
   assert ('head_DV' in params) == (not model.tied)
+
+
+@pytest.mark.parametrize('layers', [2, 5, 6])
+def test_layers_take_turns_as_the_pattern_says(layers, tolerance):
+  """A window, a chunk, everything: less than once, with layers left over, and twice."""
+  masks = Mask(window=3), Mask(chunk=4), Mask()
+  seen = window(3), lambda i: range(i - i % 4, i + 1), everything
+  pattern = tuple(Layer(scheme=positions.Scheme(), mask=mask) for mask in masks)
+  model = Decoder(pattern=pattern, **SIZES | {'layers': layers})
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
+  got_BLV = jax.jit(model.apply)({'params': params}, TOKENS_BL, model.spectrum())
+  exact_LV = by_definition(params, TOKENS_BL[0], H=4, G=2, K=6, seen=seen)
+  size = np.abs(exact_LV).max()
+  np.testing.assert_allclose(got_BLV[0], exact_LV, atol=size * tolerance(L * 12 * layers))
+  other = by_definition(params, TOKENS_BL[0], H=4, G=2, K=6, seen=seen[::-1])
+  assert np.abs(got_BLV[0] - other).max() > 0.01
+
+
+def test_layers_of_one_scheme_share_what_all_layers_share_and_others_do_not():
+  def learned(*schemes):
+    model = Decoder(pattern=tuple(Layer(scheme=scheme) for scheme in schemes), **SIZES)
+    params = jax.eval_shape(model.init, jax.random.key(0), TOKENS_BL, model.spectrum())['params']
+    return sorted(name for name in params if name.startswith('position'))
+
+  t5, alibi = positions.make('t5'), positions.make('alibi')
+  assert learned(t5, t5) == ['position']
+  assert learned(t5, alibi) == ['position']
+  assert learned(alibi, t5) == ['position_1']
+  assert learned(t5, positions.make('t5', buckets=16)) == ['position', 'position_1']
+
+
+def test_an_extension_leaves_layers_alone_that_say_so():
+  near = Layer(scheme=positions.make('rope'), mask=Mask(window=3), extended=False)
+  far = Layer(scheme=positions.make('rope', theta=1e6))
+  spectrum = Decoder(pattern=(near, far), **SIZES).spectrum()
+  after = extend(spectrum, name='yarn', factor=4.0, trained_length=16)
+  assert after[0] is spectrum[0]
+  assert after[1].frequency_F[-1] == spectrum[1].frequency_F[-1] / 4
+  with pytest.raises(ValueError, match='makes no sense here'):
+    extend(spectrum[:1], name='yarn', factor=4.0, trained_length=16)
+
+
+def test_a_scheme_at_the_input_must_be_that_of_all_layers():
+  learned, rope = (Layer(scheme=positions.make(name)) for name in ('learned', 'rope'))
+  with pytest.raises(ValueError, match='acts once, for all layers, but the layers differ'):
+    Decoder(pattern=(learned, rope), **SIZES)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'text'),
+  [
+    ({'memory': 4}, 'memory of 4 tokens belongs to segments'),
+    ({'segment': 0}, 'Segments of 0 tokens'),
+    ({'segment': 4, 'memory': -1}, 'with a memory of -1 cannot be'),
+    ({'segment': 4, 'mask': Mask(chunk=4)}, 'both cut a row'),
+  ],
+)
+def test_layers_that_cannot_be_are_refused(settings, text):
+  with pytest.raises(ValueError, match=text):
+    Layer(scheme=positions.Scheme(), **settings)
 
 
 @pytest.mark.parametrize('remat', ['block', 'dots'])

@@ -146,8 +146,9 @@ class Scheme:
     """
     raise NotImplementedError
 
-  def temperature(self, spectrum: Spectrum) -> Any:
+  def temperature(self, spectrum: Spectrum, heads: int) -> Any:
     """Of the logits, as their last factor: a number, or one for each head."""
+    del heads
     return spectrum.temperature
 
   @property
