@@ -121,6 +121,23 @@ def test_the_model_is_its_definition(changes, tolerance):
   assert ('head_DV' in params) == (not model.tied)
 
 
+def test_without_positions_and_without_a_mask_the_cat_chases_the_mouse_as_the_mouse_the_cat():
+  """The decoder is equivariant to permutations; a causal mask alone, or a scheme alone, breaks it."""
+  cat, chases, mouse = 3, 5, 7
+  tokens_BL = np.array([[cat, chases, mouse], [mouse, chases, cat]])
+  params = random_params()
+
+  def difference(scheme, causal):
+    model = Decoder(pattern=(Layer(scheme=scheme, mask=Mask(causal=causal)),), **SIZES)
+    straight, swapped = model.apply({'params': params}, tokens_BL, model.spectrum())
+    return np.abs(straight - swapped[::-1]).max() / np.abs(straight).max()
+
+  assert difference(positions.Scheme(), causal=False) < 1e-5
+  assert difference(positions.Scheme(), causal=True) > 0.01
+  assert difference(positions.make('rope'), causal=False) > 0.01
+  assert difference(positions.make('alibi'), causal=False) > 0.01
+
+
 @pytest.mark.parametrize('layers', [2, 5, 6])
 def test_layers_take_turns_as_the_pattern_says(layers, tolerance):
   """A window, a chunk, everything: less than once, with layers left over, and twice."""
