@@ -1,6 +1,12 @@
+import json
+import pathlib
+import types
+
 import jax
 import numpy as np
 import pytest
+
+FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
 # Products of float32 in float32 on every platform: accelerators would round to TF32 or bfloat16.
 jax.config.update('jax_default_matmul_precision', 'highest')
@@ -27,3 +33,29 @@ def tolerance():
   (4 deviations), for a few roundings at each step (2).
   """
   return lambda terms, dtype=np.float32: 8 * terms**0.5 * float(jax.numpy.finfo(dtype).eps)
+
+
+@pytest.fixture
+def published():
+  """Numbers of a reference implementation, by name of the file: published('t5-bias').cases.
+
+  Lists become arrays, floats of the type in which the reference computed.
+  """
+
+  def load(name):
+    content = json.loads((FIXTURES / f'{name}.json').read_text())
+    dtype = content['about']['dtype']
+
+    def array(value):
+      if not isinstance(value, list):
+        return value
+      value_X = np.asarray(value)
+      return value_X.astype(dtype) if value_X.dtype.kind == 'f' else value_X
+
+    cases = [
+      types.SimpleNamespace(**{key: array(value) for key, value in case.items()})
+      for case in content['cases']
+    ]
+    return types.SimpleNamespace(about=content['about'], cases=cases)
+
+  return load
