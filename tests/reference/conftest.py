@@ -23,12 +23,16 @@ def dims():
 def attention():
   """out_LHV of our attention: every hook of the scheme, the operator, the mask."""
 
-  def run(scheme, params, spectrum, q_LHK, k_LGK, v_LGV, x_LD=None, pos_L=None, form='dense'):
+  def run(
+    scheme, params, spectrum, q_LHK, k_LGK, v_LGV,
+    x_LD=None, pos_L=None, segment_L=None, form='dense',
+  ):  # fmt: skip
     L = len(q_LHK)
     one = lambda x: jnp.asarray(x, jnp.float32)[None]
     x_LD = np.zeros((L, 1)) if x_LD is None else x_LD
     pos_L = np.arange(L) if pos_L is None else pos_L
-    rows_B = Rows(index_L=jnp.arange(L), pos_L=jnp.asarray(pos_L)[None])
+    segment_BL = None if segment_L is None else jnp.asarray(segment_L)[None]
+    rows_B = Rows(index_L=jnp.arange(L), pos_L=jnp.asarray(pos_L)[None], segment_L=segment_BL)
     return position_and_attend(
       scheme, (jax.tree.map(jnp.asarray, params), spectrum), one(x_LD), one(q_LHK), one(k_LGK),
       one(v_LGV), rows_B, Mask(), form,
