@@ -20,7 +20,7 @@ def dims():
 
 
 @pytest.fixture
-def attention():
+def attention(compile_quickly):
   """out_LHV of our attention: every hook of the scheme, the operator, the mask."""
 
   def run(
@@ -33,10 +33,9 @@ def attention():
     pos_L = np.arange(L) if pos_L is None else pos_L
     segment_BL = None if segment_L is None else jnp.asarray(segment_L)[None]
     rows_B = Rows(index_L=jnp.arange(L), pos_L=jnp.asarray(pos_L)[None], segment_L=segment_BL)
-    return position_and_attend(
-      scheme, (jax.tree.map(jnp.asarray, params), spectrum), one(x_LD), one(q_LHK), one(k_LGK),
-      one(v_LGV), rows_B, Mask(), form,
-    )[0]  # fmt: skip
+    program = jax.jit(lambda *arrays: position_and_attend(scheme, *arrays, Mask(), form))
+    position = jax.tree.map(jnp.asarray, params), spectrum
+    return program(position, one(x_LD), one(q_LHK), one(k_LGK), one(v_LGV), rows_B)[0]
 
   return run
 
