@@ -1,5 +1,6 @@
 """T5 against transformers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ def bias(case, first, I, J):
   key = Rows(index_L=jnp.arange(J), pos_L=jnp.arange(J), contiguous=True)
   params = {'table_EH': jnp.asarray(case.table_EH, jnp.float32)}
   H = case.table_EH.shape[1]
-  return scheme.score(params, scheme.spectrum(None), jnp.zeros((H, I, J)), Tile(query, key))
+  score = jax.jit(scheme.score)
+  return score(params, scheme.spectrum(None), jnp.zeros((H, I, J)), Tile(query, key))
 
 
 def test_buckets_are_those_of_transformers(published):
