@@ -55,11 +55,15 @@ def test_rope_rotates_as_llama_at_every_theta(published, dims):
     assert same(formula(case, exponents(8), half_split(8)), case)
 
 
-@pytest.mark.parametrize('wrong', ['interleaved', 'backwards', 'theta not read', 'bfloat16'])
+@pytest.mark.parametrize(
+  'wrong', ['interleaved', 'backwards', 'theta not read', 'positions not read', 'bfloat16']
+)
 def test_known_mistakes_do_not_rotate_as_llama(published, wrong):
   for case in published('rope-llama').cases:
     pairs = interleaved(8) if wrong == 'interleaved' else half_split(8)
     pos_L = -case.pos_L if wrong == 'backwards' else case.pos_L
+    if wrong == 'positions not read':
+      pos_L = np.arange(len(case.pos_L))
     if wrong == 'bfloat16':  # 257 becomes 256
       pos_L = np.float64(jnp.asarray(case.pos_L, jnp.bfloat16))
     theta = 10_000.0 if wrong == 'theta not read' else None

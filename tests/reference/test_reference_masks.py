@@ -1,0 +1,18 @@
+"""Masks against transformers."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from posjax.attend import Mask, Rows, Tile
+
+
+def visible(size, L):
+  rows = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L))
+  return Mask(window=size).visible(Tile(rows, rows))
+
+
+def test_a_window_counts_the_querys_own_key_as_in_transformers(published):
+  for case in published('masks-transformers').cases:
+    L = len(case.window_IJ)
+    np.testing.assert_array_equal(visible(case.size, L), case.window_IJ)
+    assert (visible(case.size + 1, L) != case.window_IJ).any()  # the known mistake
