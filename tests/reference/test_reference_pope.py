@@ -56,8 +56,24 @@ def test_known_mistakes_do_not_give_these_scores(published, wrong):
     assert not same(formula(case, wrong), case)
 
 
+@pytest.mark.parametrize('form', ['dense', 'tiled'])
+def test_attention_is_that_of_pope_pytorch(published, dims, weights, softmax, form):
+  """Logits are divided by the root of the head's own width, not of the widened one."""
+  for case in published('pope-pytorch').cases:
+    H, K = case.phase_HK.shape
+    case.pos_L = np.arange(len(case.q_LHK))
+    scheme = positions.make('pope', theta=case.theta)
+    spectrum = scheme.spectrum(dims(heads=H, kv_heads=H, head_width=K))
+    params = {'phase_GK': np.float32(case.phase_HK)}
+    p_HIJ = weights(scheme, params, spectrum, case.q_LHK, case.k_LHK, form=form)
+    atol = 64 * EPS  # logits up to 10, of six products that are each off by some roundings
+    np.testing.assert_allclose(p_HIJ, case.p_HIJ, atol=atol)
+    np.testing.assert_allclose(softmax(formula(case) / K**0.5), case.p_HIJ, atol=atol)
+    assert np.abs(softmax(formula(case) / (2 * K) ** 0.5) - case.p_HIJ).max() > 1000 * atol
+
+
 def test_x_transformers_divides_by_the_root_of_the_widened_width(published):
-  """Where we divide by that of the head's own width, sqrt(2) less."""
+  """As PoPE-pytorch, by the same author, does not."""
   for case in published('pope-x-transformers').cases:
     K = case.q_LHK.shape[-1]
     np.testing.assert_allclose(case.logit_HIJ, case.s_HIJ / (2 * K) ** 0.5, atol=1e-5)
