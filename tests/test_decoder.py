@@ -122,7 +122,7 @@ def test_the_model_is_its_definition(changes, tolerance):
 
 
 def test_without_positions_and_without_a_mask_the_cat_chases_the_mouse_as_the_mouse_the_cat():
-  """The decoder is equivariant to permutations; a causal mask alone, or a scheme alone, breaks it."""
+  """The decoder is equivariant to permutations; a causal mask, or a scheme, breaks that."""
   cat, chases, mouse = 3, 5, 7
   tokens_BL = np.array([[cat, chases, mouse], [mouse, chases, cat]])
   params = random_params()

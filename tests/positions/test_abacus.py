@@ -41,6 +41,13 @@ def test_the_digits_of_a_sum_line_up_when_the_least_significant_is_first():
   np.testing.assert_array_equal(got_L, [1, 2, 0, 1, 0, 1, 2])
 
 
+def test_places_are_those_of_the_authors_code():
+  """mcleish7/arithmetic, `abacus.py`, run on this mask of digits with k = 0."""
+  mask = [1, 1, 0, 1, 1, 1, 0, 0, 1]
+  got_L = positions.make('abacus').place(jnp.where(jnp.array(mask), 49, 65), counting(9))
+  np.testing.assert_array_equal(got_L, [1, 2, 0, 1, 2, 3, 0, 0, 1])
+
+
 def test_a_document_does_not_go_on_with_the_number_of_the_one_before():
   pos_L = jnp.array([0, 1, 2, 0, 1, 2, 0])
   got_L = positions.make('abacus').place(tokens('a123456'), pos_L)

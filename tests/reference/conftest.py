@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from posjax import positions
-from posjax.attend import Mask, Rows
-from posjax.attention import position_and_attend
+from posjax.attend import Rows
+from posjax.attention import Layer, position_and_attend
 
 EPS = np.finfo(np.float32).eps
 
@@ -33,7 +33,8 @@ def attention(compile_quickly):
     pos_L = np.arange(L) if pos_L is None else pos_L
     segment_BL = None if segment_L is None else jnp.asarray(segment_L)[None]
     rows_B = Rows(index_L=jnp.arange(L), pos_L=jnp.asarray(pos_L)[None], segment_L=segment_BL)
-    program = jax.jit(lambda *arrays: position_and_attend(scheme, *arrays, Mask(), form))
+    layer = Layer(scheme=scheme)
+    program = jax.jit(lambda *arrays: position_and_attend(layer, *arrays, form))
     position = jax.tree.map(jnp.asarray, params), spectrum
     return program(position, one(x_LD), one(q_LHK), one(k_LGK), one(v_LGV), rows_B)[0]
 

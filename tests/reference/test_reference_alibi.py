@@ -73,10 +73,11 @@ def test_columns_give_the_attention_of_bloom(published, dims, softmax):
     if not case.real_L.all():
       continue
     rows = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L))
-    q_LHC, k_LC = scheme.columns(
-      {}, scheme.spectrum(dims(heads=H)), rows, rows, K**-0.5, jnp.bfloat16
-    )
-    added_HIJ = np.einsum('ihc,jc->hij', np.float64(q_LHC), np.float64(k_LC)) / K**0.5
+    q_LHC, k_L1C = scheme.columns(
+      {}, scheme.spectrum(dims(heads=H)), rows, rows,
+      heads=H, kv_heads=H, scale=K**-0.5, dtype=jnp.bfloat16,
+    )  # fmt: skip
+    added_HIJ = np.einsum('ihc,jc->hij', np.float64(q_LHC), np.float64(k_L1C[:, 0])) / K**0.5
     assert same(softmax(content(case) + added_HIJ), case)
 
 

@@ -11,7 +11,8 @@ EPS = np.finfo(np.float32).eps
 def ours(dims, D, pos_L):
   scheme = positions.make('sinusoidal')
   spectrum = scheme.spectrum(dims(width=D))
-  return np.float64(scheme.embed({}, spectrum, jnp.zeros((len(pos_L), D)), jnp.asarray(pos_L)))
+  x_LD = jnp.zeros((len(pos_L), D))
+  return np.float64(scheme.embed({}, spectrum, x_LD, None, jnp.asarray(pos_L)))
 
 
 def error(got_LD, expected_LD, pos_L):
