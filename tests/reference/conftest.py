@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from posjax import positions
-from posjax.attend import Rows
+from posjax.attend import Mask, Rows
 from posjax.attention import Layer, position_and_attend
 
 EPS = np.finfo(np.float32).eps
@@ -25,7 +25,7 @@ def attention(compile_quickly):
 
   def run(
     scheme, params, spectrum, q_LHK, k_LGK, v_LGV,
-    x_LD=None, pos_L=None, segment_L=None, form='dense',
+    x_LD=None, pos_L=None, segment_L=None, form='dense', mask=Mask(),  # noqa: B008
   ):  # fmt: skip
     L = len(q_LHK)
     one = lambda x: jnp.asarray(x, jnp.float32)[None]
@@ -33,7 +33,7 @@ def attention(compile_quickly):
     pos_L = np.arange(L) if pos_L is None else pos_L
     segment_BL = None if segment_L is None else jnp.asarray(segment_L)[None]
     rows_B = Rows(index_L=jnp.arange(L), pos_L=jnp.asarray(pos_L)[None], segment_L=segment_BL)
-    layer = Layer(scheme=scheme)
+    layer = Layer(scheme=scheme, mask=mask)
     program = jax.jit(lambda *arrays: position_and_attend(layer, *arrays, form))
     position = jax.tree.map(jnp.asarray, params), spectrum
     return program(position, one(x_LD), one(q_LHK), one(k_LGK), one(v_LGV), rows_B)[0]
