@@ -1,14 +1,19 @@
 """A report that a person can read and that needs nothing but itself."""
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from posjax import report
+from posjax.report.drawing import INK, look, spread, styled
+from posjax.report.plots import plot_lengths, plot_positions
+from posjax.report.tables import HEADER
 
 
 def rows(recipe, best=False):
@@ -50,7 +55,7 @@ def test_the_table_aligns_and_marks_trained_length_best_recipe_and_refusals():
   text = report.table(make())
   lines = text.splitlines()
   assert max(map(len, lines)) <= 100
-  assert lines[2].split() == ' '.join(report.HEADER).split()
+  assert lines[2].split() == ' '.join(HEADER).split()
   assert 'trained 256  none     1.5000  1.400 to 1.600       2.500     1.2500' in text
   assert '        512  yarn    *1.2500  1.150 to 1.350       2.500     1.2500  +0.2500' in text
   assert '        512  ntk     refused\n' in text
@@ -79,7 +84,7 @@ def test_the_page_holds_all_pictures_and_asks_for_nothing_outside(tmp_path):
   assert 'No &lt;frequencies&gt;.' in page and '<frequencies>' not in page
   assert '&quot;name&quot;: &quot;rope&quot;' in page
   assert '<dd>jax 0.10, numpy None</dd>' in page
-  assert report.INK not in page.split('</style>')[1]  # pictures take the page's ink: dark mode
+  assert INK not in page.split('</style>')[1]  # pictures take the page's ink: dark mode
 
 
 def test_evaluations_of_one_run_stand_side_by_side(tmp_path):
@@ -114,3 +119,78 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path):
   before = dict(matplotlib.rcParams)
   report.write(tmp_path, make(), METRICS, CONFIG)
   assert dict(matplotlib.rcParams) == before
+
+
+# --- many lines -----------------------------------------------------------------------------------
+
+
+def crowd(count):
+  """An evaluation of `count` recipes: half of them end together, one is refused at 512."""
+  recipes = [f'yarn factor={n}' for n in range(count)]
+  rows = [
+    {'length': length, 'recipe': recipe, 'estimator': 'sliding', 'loss': loss, 'low': loss - 0.1,
+     'high': loss + 0.1}
+    for n, recipe in enumerate(recipes)
+    for length, loss in ((256, 1.0), (512, 1.5 + max(0, n - count // 2) / 10))
+    if (n, length) != (1, 512)
+  ]  # fmt: skip
+  return make(recipes=recipes, rows=rows, refused=[])
+
+
+@pytest.mark.parametrize('count', [2, 12, 30])
+def test_every_line_is_named_beside_the_axes_and_no_name_hides_another(count):
+  with styled():
+    figure = plot_lengths(crowd(count))
+    figure.draw_without_rendering()
+  axes, page = figure.axes[0], figure.bbox
+  boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+  expected = {f'yarn factor={n}' for n in range(count) if n != 1} | {'yarn factor=1, to 256'}
+  assert boxes.keys() == expected
+  across = sorted(boxes.values(), key=lambda box: box.y0)
+  assert all(below.y1 < above.y0 for below, above in itertools.pairwise(across))
+  for box in across:
+    assert box.x0 > axes.get_window_extent().x1 and box.x1 <= page.x1
+    assert page.y0 <= box.y0 and box.y1 <= page.y1
+  assert axes.get_window_extent().width > page.width / 2  # names leave room for what they name
+
+
+def test_names_stand_in_the_order_of_the_ends_of_their_lines():
+  with styled():
+    figure = plot_lengths(crowd(12))
+  place = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+  rising = [place[f'yarn factor={n}'] for n in range(7, 12)]
+  assert rising == sorted(rising) and place['yarn factor=0'] < rising[0]
+
+
+def test_a_single_recipe_names_its_two_ways_of_counting():
+  with styled():
+    figure = plot_lengths(make(recipes=['yarn'], rows=rows('yarn')))
+  assert {text.get_text() for text in figure.axes[0].texts} == {
+    'sliding\nwindows', 'non-overlapping\nwindows'
+  }  # fmt: skip
+
+
+def test_a_single_line_needs_no_name():
+  with styled():
+    assert not plot_positions(make(recipes=['none'])).axes[0].texts
+
+
+def test_twenty_lines_are_told_apart_with_and_without_colour():
+  looks = [look(i) for i in range(21)]
+  for keys in (('color', 'linestyle'), ('marker', 'linestyle')):
+    assert len({tuple(one[key] for key in keys) for one in looks}) == 21
+
+
+@pytest.mark.parametrize(
+  ('wishes', 'gap', 'places'),
+  [
+    ([0.9, 0.1, 0.5], 0.1, [0.9, 0.1, 0.5]),  # nobody in the way
+    ([0.5, 0.5, 0.5], 0.1, [0.4, 0.5, 0.6]),  # all move, as little as they can
+    ([0.55, 0.5], 0.1, [0.575, 0.475]),
+    ([0.0, 0.02, 0.9], 0.1, [0.0, 0.1, 0.9]),  # not below the axes
+    ([2.0, 0.0, -1.0], 0.1, [1.0, 0.1, 0.0]),  # ends outside the frame
+    ([0.3] * 5, 0.5, [0.0, 0.25, 0.5, 0.75, 1.0]),  # more than there is room for
+  ],
+)
+def test_places_are_apart_in_order_and_nearest_to_the_wishes(wishes, gap, places):
+  np.testing.assert_allclose(spread(np.array(wishes), gap), places, atol=1e-12)

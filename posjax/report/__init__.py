@@ -1,0 +1,49 @@
+"""A run's report: a table, JSON, pictures, and one HTML page that needs nothing but itself."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posjax.report.drawing import save, styled
+from posjax.report.pages import page
+from posjax.report.plots import PLOTS, plot_training
+from posjax.report.tables import table
+
+__all__ = ['table', 'write']
+
+
+def write(
+  workdir: str | Path,
+  results: Mapping[str, Any] | None,
+  metrics: list[Mapping[str, Any]],
+  config: Any,
+) -> Path:
+  """Writes everything a person wants to see of a run, and returns the page's path.
+
+  `results` of posjax.evaluation.evaluate goes to evaluation/<name>.json, each picture to a PNG
+  beside it; None only renews the page. The page shows every evaluation that lies in the directory,
+  the training curve from `metrics` (dicts with `step` and `loss`) and `config`.
+  """
+  workdir = Path(workdir)
+  folder = workdir / 'evaluation'
+  folder.mkdir(parents=True, exist_ok=True)
+  if results is not None:
+    text = json.dumps(results, indent=1, allow_nan=False)
+    partial = folder / f'{results["name"]}.json.partial'  # whole or not there at all
+    partial.write_text(text + '\n')
+    partial.replace(partial.with_suffix(''))
+  evaluations = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+
+  pictures = {}
+  with styled():
+    for evaluation in evaluations:
+      name = evaluation['name']
+      for kind, plot in PLOTS.items():
+        if figure := plot(evaluation):
+          pictures[name, kind] = save(figure, folder / f'{name}-{kind}.png')
+    if figure := plot_training(metrics):
+      pictures['training'] = save(figure, workdir / 'training.png')
+  path = workdir / 'report.html'
+  path.write_text(page(workdir.resolve().name, evaluations, pictures, config))
+  return path
