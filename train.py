@@ -256,15 +256,11 @@ def finite(measured: dict, step: int) -> tuple[float, float]:
 def describe(job: Job) -> None:
   """Prints what would run: parameters, FLOPs, memory, mesh, attention. Compiles, runs nothing."""
   config, model, like, mesh = job.config, job.model, job.like, job.place.mesh
-  shape = (config.train.batch, config.train.length)
-  row = jax.ShapeDtypeStruct(shape, jnp.int32)
-  batch = dict.fromkeys(('tokens', 'targets', 'positions', 'segments'), row)
-  compiled = job.step.lower(like, job.spectrum, batch).compile()
   print(cost.describe_parameters(like.params))
-  print(f'Training     {config.train.steps:,} steps of {np.prod(shape):,} tokens')
+  print(f'Training     {config.train.steps:,} steps of {tokens:,} tokens')
   flops = cost.flops_per_token(model, like.params, config.train.length)
   print(f'FLOPs        {flops:.3g} per token (forward + backward, causal attention counted half)')
-  print(f'Memory       {cost.describe_memory(compiled.memory_analysis())}')
+  print(f'Memory       {cost.describe_memory(compile_step(job).memory_analysis())}')
   sizes = ' x '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
   print(f'Mesh         {sizes} on {jax.device_count()} x {jax.devices()[0].device_kind}')
   print(f'Activations  {model.compute_dtype}')
@@ -272,6 +268,13 @@ def describe(job: Job) -> None:
   for choice, count in collections.Counter(choices).items():
     share = '' if len(choices) == count else f', {count} of {len(choices)} layers of the pattern'
     print(f'Attention    {choice.form} ({choice.why}){share}')
+
+
+def compile_step(job: Job) -> jax.stages.Compiled:
+  """The program of a training step, which nothing runs."""
+  row = jax.ShapeDtypeStruct((job.config.train.batch, job.config.train.length), jnp.int32)
+  batch = dict.fromkeys(('tokens', 'targets', 'positions', 'segments'), row)
+  return job.step.lower(job.like, job.spectrum, batch).compile()
 
 
 def stopping(stop: Stop, done: int, every: int) -> bool:

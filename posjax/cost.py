@@ -4,9 +4,11 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from posjax.attention import Layer
+from posjax.attend import Rows
+from posjax.attention import Layer, encoded
 from posjax.decoder import Decoder
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets; MFU is unknown elsewhere.
@@ -66,6 +68,33 @@ def visible_keys(layer: Layer, length: int) -> float:
   return float((place_L + 1 - oldest_L + np.minimum(layer.mask.sinks, oldest_L)).mean())
 
 
+def cache_bytes_per_token(model: Decoder) -> float:
+  """Bytes that decoding keeps of each token, over all layers, for the tokens that come after it.
+
+  Its keys as the scheme leaves them, its values, and what the scheme's score needs of it as a key.
+  A window bounds how many tokens are kept, not what one of them costs.
+  """
+  L, H, G, K = model.length, model.heads, model.kv_heads, model.head_width
+
+  def kept(layer: Layer, spectrum) -> float:
+    def keys(key):
+      params = layer.scheme.parameters(key, model.dims)
+      array = lambda *shape: jnp.zeros((L, *shape), model.compute_dtype)
+      rows = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L))
+      _, k_LGK, _, key = encoded(
+        layer.scheme, (params, spectrum), array(model.width), array(H, K), array(G, K), rows,
+        K**-0.5, columns=False,
+      )  # fmt: skip
+      return k_LGK, array(G, K), key.features_L
+
+    leaves = jax.tree.leaves(jax.eval_shape(keys, jax.random.key(0)))
+    return sum(x.size * x.dtype.itemsize for x in leaves) / L
+
+  spectra = jax.tree.map(jnp.float32, model.spectrum())
+  pattern = [kept(layer, one) for layer, one in zip(model.pattern, spectra, strict=True)]
+  return sum(pattern[n % len(pattern)] for n in range(model.layers))
+
+
 def describe_parameters(params: Any) -> str:
   """A table of `count_parameters`, with their sum."""
   groups = count_parameters(params)
@@ -74,11 +103,15 @@ def describe_parameters(params: Any) -> str:
   return '\n'.join(f'{group:{width}}  {count:>14,}' for group, count in groups.items())
 
 
+def memory_bytes(memory: Any) -> tuple[int, int]:
+  """What XLA allots to a compiled step (`Compiled.memory_analysis()`) on each device, in bytes: for
+  state and batch, and for a step's own work."""
+  held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return held, memory.temp_size_in_bytes
+
+
 def describe_memory(memory: Any) -> str:
-  """One line of what XLA allots to a compiled step (`Compiled.memory_analysis()`), per device."""
-  held = (
-    memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  ) / 2**20
-  step = memory.temp_size_in_bytes / 2**20
+  """One line of `memory_bytes`."""
+  held, step = (size / 2**20 for size in memory_bytes(memory))
   total = held + step
   return f'{total:,.0f} MiB per device: {held:,.0f} for state and batch, {step:,.0f} for a step'

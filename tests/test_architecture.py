@@ -35,7 +35,7 @@ MAY_IMPORT = {
   'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '
   'sampling',
   'posjax.loss': 'decoder extension',
-  'posjax.cost': 'attention decoder',
+  'posjax.cost': 'attend attention decoder',
 }
 ABOVE = {'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli'}  # anything
 FLAX = {'posjax.attention', 'posjax.latent', 'posjax.moe', 'posjax.norm', 'posjax.decoder'}

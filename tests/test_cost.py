@@ -8,7 +8,7 @@ import pytest
 from posjax import positions
 from posjax.attend import Mask
 from posjax.attention import Layer
-from posjax.cost import count_parameters, flops_per_token, peak_flops
+from posjax.cost import cache_bytes_per_token, count_parameters, flops_per_token, peak_flops
 from posjax.decoder import Decoder
 from posjax.training import init_state
 
@@ -82,6 +82,28 @@ def test_parameters_are_counted_by_block():
     'final_norm': 6,
     'position': 32 * 4,
   }
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'changes', 'numbers'),
+  [  # of a layer: keys and values of each key/value head, and what a score needs beside them
+    ('none', {}, 2 * 4 + 2 * 4),
+    ('rope', {}, 2 * 4 + 2 * 4),
+    ('t5', {}, 2 * 4 + 2 * 4),
+    ('none', {'kv_heads': 1}, 4 + 4),
+    ('none', {'window': 3}, 2 * 4 + 2 * 4),
+    ('pope', {}, 2 * 8 + 2 * 4),  # keys of twice the width
+    ('fox', {}, 2 * 4 + 2 * 4 + 4),  # the sum of log gates, of each of four query heads
+  ],
+)
+def test_decoding_keeps_keys_values_and_features_of_each_token_in_every_layer(
+  scheme, changes, numbers
+):
+  assert cache_bytes_per_token(abstract(scheme, dtype='float32', **changes)[0]) == 2 * 4 * numbers
+
+
+def test_a_cache_has_the_type_of_the_activations_and_gates_add_up_in_float32():
+  assert cache_bytes_per_token(abstract('fox', dtype='bfloat16')[0]) == 2 * (2 * 16 + 4 * 4)
 
 
 @pytest.mark.parametrize(
