@@ -8,6 +8,7 @@ over layers.
 """
 
 import argparse
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,8 @@ def main():
   measure.write(flags.json, {'results': results})
 
 
-def random_batch(B: int, L: int) -> dict[str, jax.Array]:
-  tokens_BT = jax.random.randint(jax.random.key(1), (B, L + 1), 0, IDS)
+def random_batch(B: int, L: int, ids: int = IDS) -> dict[str, jax.Array]:
+  tokens_BT = jax.random.randint(jax.random.key(1), (B, L + 1), 0, ids)
   return {
     'tokens': tokens_BT[:, :-1],
     'targets': tokens_BT[:, 1:],
@@ -62,8 +63,7 @@ def random_batch(B: int, L: int) -> dict[str, jax.Array]:
 
 
 def repeat(step, state, *args):
-  """A function that runs one more training step each time it is called."""
-  step = jax.jit(step, donate_argnums=0)
+  """A function that runs one more training step, jitted and donating, each time it is called."""
 
   def once():
     nonlocal state
@@ -90,7 +90,8 @@ def ours(name: str, B: int, L: int, layers: int = LAYERS):
   optimizer = make_optimizer(train)
   state = jax.jit(lambda key: init_state(model, optimizer, key))(jax.random.key(0))
   spectrum = jax.tree.map(jnp.float32, model.spectrum())
-  return repeat(make_step(model, optimizer, train), state, spectrum, random_batch(B, L))
+  step = jax.jit(make_step(model, optimizer, train), donate_argnums=0)
+  return repeat(step, state, spectrum, random_batch(B, L))
 
 
 def plain(B: int, L: int):
@@ -135,6 +136,7 @@ def plain(B: int, L: int):
 
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
+  @functools.partial(jax.jit, donate_argnums=0)
   def step(state, batch):
     params, optimizer_state = state
     value, grads = jax.value_and_grad(loss)(params, batch)

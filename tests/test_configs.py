@@ -63,9 +63,9 @@ def test_every_config_runs_as_its_command_says(name, request, tmp_path):
   config = load(f'configs/{name}.py:smoke')
   train.main(words(tmp_path / 'run', *settings, config=f'configs/{name}.py:smoke')[:2]
              + [f'--config.{setting}' for setting in settings])  # fmt: skip
-  evaluation = load(config.eval, flag='eval', base='configs/eval/base.py').name
-  results = json.loads((tmp_path / 'run' / 'evaluation' / f'{evaluation}.json').read_text())
-  assert len(results['lengths']) == 4
+  settings = load(config.eval, flag='eval', base='configs/eval/base.py')
+  results = json.loads((tmp_path / 'run' / 'evaluation' / f'{settings.name}.json').read_text())
+  assert len(results['lengths']) == len(settings.multiples) > 1
 
 
 @pytest.mark.parametrize('name', positions.names())

@@ -32,7 +32,7 @@ PAGE = """<!doctype html>
   td.best {{ font-weight: 600; background: var(--best); }}
   p, li, dl {{ font-size: .875rem; }}
   .notes {{ color: var(--soft); padding-left: 1.1rem; }}
-  svg {{ display: block; width: 100%; max-width: 40rem; height: auto; margin: 1.5rem auto; }}
+  svg {{ display: block; width: 100%; max-width: 44rem; height: auto; margin: 1.5rem auto; }}
   dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }}
   dt {{ color: var(--soft); }}
   dd {{ margin: 0; overflow-wrap: anywhere; }}
