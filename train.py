@@ -256,6 +256,7 @@ def finite(measured: dict, step: int) -> tuple[float, float]:
 def describe(job: Job) -> None:
   """Prints what would run: parameters, FLOPs, memory, mesh, attention. Compiles, runs nothing."""
   config, model, like, mesh = job.config, job.model, job.like, job.place.mesh
+  tokens = config.train.batch * config.train.length
   print(cost.describe_parameters(like.params))
   print(f'Training     {config.train.steps:,} steps of {tokens:,} tokens')
   flops = cost.flops_per_token(model, like.params, config.train.length)

@@ -32,7 +32,9 @@ from posjax.report import comparison
 from posjax.training import init_state, make_optimizer
 
 BUDGET = 'configs/compare.py'
-SCHEME = ('position', 'layers')  # sections that are compared; all others are shared
+# What is compared: how tokens know where they are, and which keys they see. All else is shared.
+SCHEME = ('position', 'layers', 'sampling')  # sections
+SCHEME += ('model.window', 'model.sinks', 'model.chunk', 'model.segment', 'model.memory')
 RECIPE = 'none'  # of the evaluation: schemes as they were trained
 ROUNDS = 21  # timed steps of each scheme
 
@@ -79,7 +81,7 @@ def load_budget(path: str, overrides: Sequence[str]) -> ConfigDict:
   """The config that all runs share. Raises ValueError where one would not."""
   for word in overrides:
     key = word.removeprefix('--config.').partition('=')[0]
-    if key.split('.')[0] in SCHEME:
+    if compared(key):
       raise ValueError(
         f"'{word}' would change every scheme. Write it into a config file of its own, and add that "
         'to --configs.'
@@ -145,10 +147,14 @@ def plan(
   return entries
 
 
+def compared(key: str) -> bool:
+  return key in SCHEME or key.split('.')[0] in SCHEME
+
+
 def parts(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
   """The values of a config by dotted key: those of its scheme, and all others."""
   flat = flatten(config)
-  scheme = {key: value for key, value in flat.items() if key.split('.')[0] in SCHEME}
+  scheme = {key: value for key, value in flat.items() if compared(key)}
   return scheme, {key: value for key, value in flat.items() if key not in scheme}
 
 

@@ -18,6 +18,6 @@ def get_config(variant: str = ''):
   config.model.mlp_width = 352
   config.train.length = 128
   config.train.batch = 32
-  config.train.steps = 500
+  config.train.steps = 400
   config.eval = 'configs/eval/compare.py'
   return base.experiment(config, variant)
