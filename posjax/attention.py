@@ -98,8 +98,11 @@ class Attention(nn.Module):
     if self.layer.segment is not None:
       past_BLD = jax.lax.stop_gradient(x_BLD)
       past = past_BLD, *keys_and_values(past_BLD)
+    k_BLGK, v_BLGK = keys_and_values(x_BLD)
+    # Kept for whoever applies the model with mutable='intermediates'; otherwise nothing happens.
+    self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLGK))
     out_BLHK = position_and_attend(
-      self.layer, position, x_BLD, q_BLHK, *keys_and_values(x_BLD), rows_B, self.form, past
+      self.layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGK, rows_B, self.form, past
     )
     spread = nn.initializers.normal(self.output_scale * (H * K) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * K, D))

@@ -234,7 +234,7 @@ class Decoder(nn.Module):
     """`times` x the pattern, as one scan over stacked parameters."""
     stack = nn.scan(
       Period,
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=times,
