@@ -18,7 +18,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except (ValueError, OSError) as error:
     if os.environ.get('POSJAX_TRACEBACK'):
       raise
-    name = os.path.basename(sys.argv[0])
+    path = Path(sys.argv[0])
+    name = path.parent.name if path.name == '__main__.py' else path.name  # python -m
     sys.exit(_report(f'{name}: {error}\n(POSJAX_TRACEBACK=1 shows where this was raised.)', 2))
   except KeyboardInterrupt:
     sys.exit(_report('Interrupted.', 130))  # 128 + SIGINT, as shells report it

@@ -37,7 +37,9 @@ MAY_IMPORT = {
   'posjax.loss': 'decoder extension',
   'posjax.cost': 'attend attention decoder',
 }
-ABOVE = {'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli'}  # anything
+ABOVE = {  # anything
+  'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli', 'posjax.atlas',
+}  # fmt: skip
 FLAX = {'posjax.attention', 'posjax.latent', 'posjax.moe', 'posjax.norm', 'posjax.decoder'}
 
 

@@ -1,0 +1,183 @@
+"""What a run has learned: the attention of every layer and head of its checkpoint, on text.
+
+Letters: N layers, B documents, L tokens, I/J queries/keys, H heads, R distances 0 .. L - 1.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from posjax import composition, data, run, sampling
+from posjax.atlas import measure
+from posjax.atlas.portrait import PLAIN, Portrait, portray, recipes_of
+from posjax.attend.rows import HIDDEN
+from posjax.attention import Layer
+from posjax.checkpoint import Checkpoints
+from posjax.decoder import Decoder, as_trained, build, label
+from posjax.evaluation import choose
+from posjax.positions.base import merged
+
+DOCUMENTS = 8  # over which attention is averaged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """A run's newest whole checkpoint, and its validation documents."""
+
+  name: str
+  config: ConfigDict
+  model: Decoder
+  params: Any
+  documents: data.Documents
+
+  def recipes(self, spectrum) -> dict[str, Any]:
+    """As trained, and extended; a run that was trained extended stays as it is."""
+    if self.config.extension.name != 'none':
+      return {PLAIN: spectrum}
+    return recipes_of(spectrum, self.config.train.length)
+
+  def place(self, layer: int) -> tuple[str, int, int]:
+    """Where a layer is in the model: its stack, the repetition of the pattern, its place there."""
+    repetition, n = divmod(layer, len(self.model.pattern))
+    if repetition < self.model.layers // len(self.model.pattern):
+      return 'blocks', repetition, n
+    return 'rest', 0, n
+
+  def own(self, layer: int):
+    """What the layer's scheme has learned there alone."""
+    stack, repetition, n = self.place(layer)
+    params = self.params[stack][f'layer_{n}'].get('position', {})
+    return jax.tree.map(lambda leaf: leaf[repetition], params)
+
+  def position(self, layer: int):
+    """All that the layer's scheme has learned."""
+    _, _, n = self.place(layer)
+    which = self.model.schemes.index(self.model.pattern[n].scheme)
+    shared = self.params.get(f'position_{which}' if which else 'position', {})
+    return merged(shared, self.own(layer))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention:
+  """Attention of a run on the first tokens of validation documents.
+
+  name: the run's; setting: schemes and text, in words; length: trained tokens.
+  p_NHIJ: weights over the trained length, on one document.
+  over_distance: {recipe: weight_NHR}, means over all documents and queries, out to the reach.
+  """
+
+  name: str
+  setting: str
+  length: int
+  p_NHIJ: np.ndarray
+  over_distance: Mapping[str, np.ndarray]
+
+
+def load(workdir: str | Path) -> Trained:
+  """Raises ValueError if `workdir` holds no run, or no whole checkpoint."""
+  workdir = Path(workdir).expanduser()
+  config = run.load_config(workdir)
+  model = build(config)
+  tokens_BL = jnp.zeros((1, model.length), jnp.int32)
+  spectrum = measure.on_device(model.spectrum())
+  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, spectrum)
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    params = checkpoints.restore_params(shapes['params'])
+  documents = data.load(config.data, config.data.validation_split, data.load_tokenizer(workdir))
+  return Trained(
+    name=workdir.resolve().name, config=config, model=model, params=params, documents=documents
+  )
+
+
+def portraits(trained: Trained) -> list[Portrait]:
+  """A scheme's numbers with what was learned: of each layer, but once for all that are alike."""
+  config, model = trained.config, trained.model
+  spectra, pattern = as_trained(model, config), config.layers or ({},)
+  layers = {}  # by what tells them apart
+  for layer in range(model.layers):
+    _, _, n = trained.place(layer)
+    alone = layer if jax.tree.leaves(trained.own(layer)) else None
+    layers.setdefault((model.pattern[n].scheme, model.pattern[n].extended, alone), (layer, n))
+  return [
+    portray(
+      composition.label(pattern[n].get('position', config.position)),
+      model.pattern[n].scheme,
+      trained.position(layer),
+      trained.recipes(spectra[n]),
+      {},
+      model.dims,
+      config.train.length,
+      f'{trained.name}, layer {layer + 1} of {model.layers}' if len(layers) > 1 else trained.name,
+    )
+    for layer, n in layers.values()
+  ]
+
+
+def attention(trained: Trained) -> Attention:
+  """Runs the model on text, once for each recipe. Memory grows with heads x reach^2."""
+  model, length = trained.model, trained.config.train.length
+  sampler = sampling.make(**trained.config.sampling)
+  longest = max(len(trained.documents[i]) for i in range(len(trained.documents)))
+  maps, over_distance = [], {}
+  for recipe, spectra in trained.recipes(as_trained(model, trained.config)).items():
+    size = min(measure.reach(length, model.capacity(spectra)), longest)
+    pos_L = None  # 0, 1, 2, ...
+    if sampler != sampling.PLAIN:
+      size = min(size, sampler.reach(length))
+      pos_L = sampler(jax.random.key(trained.config.seed), jnp.arange(size))
+    token_BL, _ = choose(trained.documents, targets=size - 1, tokens=DOCUMENTS * (size - 1))
+    spectra = measure.on_device(spectra)
+    stacks, layers = projected(model, trained.params, spectra, token_BL, pos_L), []
+    for layer in range(model.layers):
+      stack, repetition, n = trained.place(layer)
+      weight_BHR = []
+      for document in zip(*(x[repetition] for x in stacks[stack][n]), strict=True):
+        p_HIJ = weights_of(
+          model.pattern[n], trained.position(layer), spectra[n], *document, pos_L
+        )
+        if recipe == PLAIN and not weight_BHR:
+          maps.append(p_HIJ[:, :length, :length])
+        weight_BHR.append(measure.along_diagonals(p_HIJ))
+      layers.append(np.mean(weight_BHR, axis=0))
+    over_distance[recipe] = np.stack(layers)
+  B, L = token_BL.shape
+  return Attention(
+    name=trained.name,
+    setting=f'{label(trained.config)}, the first {L:,} tokens of {B} validation documents',
+    length=length,
+    p_NHIJ=np.stack(maps),
+    over_distance=over_distance,
+  )
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def projected(model: Decoder, params, spectra, token_BL: jax.Array, pos_L: jax.Array | None):
+  """{stack: [(x, q, k) of each layer of the pattern]}, [repetition, B, L, ...], before the scheme
+  acts on them."""
+  pos_BL = None if pos_L is None else jnp.broadcast_to(pos_L, token_BL.shape)
+  _, kept = model.apply(
+    {'params': params}, token_BL, spectra, pos_BL, method='hidden', mutable=['intermediates']
+  )
+  return {
+    stack: [layers[f'layer_{n}']['attention']['projected'][0] for n in range(len(layers))]
+    for stack, layers in kept['intermediates'].items()
+  }
+
+
+def weights_of(layer: Layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L) -> np.ndarray:
+  """p_HIJ of one layer on one document."""
+  s_HIJ = measure.score_map(
+    layer.scheme, params, spectrum, x_LD, q_LHK, k_LGK, layer.mask, pos_L
+  )
+  if layer.segment is not None:  # a query sees its segment, and the memory before it
+    place_L = np.arange(len(x_LD))
+    oldest_I = place_L // layer.segment * layer.segment - layer.memory
+    s_HIJ = jnp.where(place_L >= oldest_I[:, None], s_HIJ, HIDDEN)
+  return measure.weights(s_HIJ)
