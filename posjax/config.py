@@ -73,8 +73,13 @@ def check_keys(config: ConfigDict, reference: ConfigDict, *, where: str = 'this 
   """Raises ValueError for a key of `config` that `reference` lacks, outside the OPEN sections."""
   known = flatten(reference)
   for key in flatten(config):
-    if key not in known and key.split('.')[0] not in OPEN:
+    if key not in known and not is_open(key):
       raise ValueError(f"'{key}' of {where} is a key nobody reads. {nearest(key, known)}")
+
+
+def is_open(key: str) -> bool:
+  """Whether a key belongs to a section whose keys are those of what it names."""
+  return key.split('.')[0] in OPEN
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -131,7 +136,7 @@ def _override(config: ConfigDict, word: str, flag: str) -> None:
   if isinstance(_find(config, key), ConfigDict):
     inside = ', '.join(k for k in known if k.startswith(key + '.'))
     raise ValueError(f"'{key}' is a section. Set one of its keys: {inside}.")
-  if key not in known and not key.startswith(tuple(f'{section}.' for section in OPEN)):
+  if key not in known and not is_open(key):
     raise ValueError(f"No key '{key}' in the config. {nearest(key, known)}")
   section, _, last = key.rpartition('.')
   with config.unlocked():

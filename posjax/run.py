@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from posjax.config import HOUSE, difference, from_json, nearest, to_json
+from posjax.config import HOUSE, difference, flatten, from_json, is_open, load, nearest, to_json
 
 # Which keys a resumed run may change, and what it means. The first pattern that fits decides.
 MAY_CHANGE = (
@@ -112,7 +112,7 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
     way_out = nearest(str(workdir), runs) if runs else 'Train one: python train.py --workdir=DIR.'
     raise ValueError(f"No run at '{workdir}'. {way_out}")
   try:
-    return from_json((workdir / 'config.json').read_text())
+    config = from_json((workdir / 'config.json').read_text())
   except FileNotFoundError as error:
     raise ValueError(
       f"'{workdir}' is not a run: it has no config.json. "
@@ -122,6 +122,13 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
     raise ValueError(
       f"'{workdir / 'config.json'}' cannot be read: {error}. Restore it from a copy."
     ) from error
+  known = flatten(load('configs/base.py'))
+  if lacking := [key for key in known if key not in flatten(config) and not is_open(key)]:
+    raise ValueError(
+      f"The run in '{workdir}' was made before posjax had {', '.join(lacking)}. Use the revision "
+      'that made it (its revision.json names it), or train it again.'
+    )
+  return config
 
 
 def check_continues(source: ConfigDict, config: ConfigDict) -> None:
@@ -136,7 +143,7 @@ def check_continues(source: ConfigDict, config: ConfigDict) -> None:
         f'The parameters of init_from were trained with {key} = {old}, not {new}: the same numbers '
         f'would be cut into other heads. Set --config.{key}={old}.'
       )
-    if key.startswith(('model.', 'position.', 'extension.')):
+    if key == 'layers' or key.startswith(('model.', 'position.', 'extension.', 'sampling.')):
       print(f'{key}: {old!r} -> {new!r} (the parameters were trained with the former)')
 
 

@@ -139,7 +139,7 @@ def test_a_recipe_counts_its_factor_from_the_length_of_the_run():
   model, config = experiment()
   recipe = {'name': 'yarn', 'factor': 4.0}
   ours = evaluation.extended(model, config, recipe)
-  assert_same(ours, yarn(model.spectrum(), factor=4.0, trained_length=32))
+  assert_same(ours, (yarn(*model.spectrum(), factor=4.0, trained_length=32),))
 
 
 def test_none_is_the_spectrum_that_the_run_was_trained_with():
@@ -148,7 +148,7 @@ def test_none_is_the_spectrum_that_the_run_was_trained_with():
   )
   ours = evaluation.extended(model, config, {'name': 'none'})
   assert_same(ours, as_trained(model, config))
-  assert_same(ours, yarn(model.spectrum(), factor=4.0, trained_length=8))
+  assert_same(ours, (yarn(*model.spectrum(), factor=4.0, trained_length=8),))
 
 
 def test_a_recipe_on_an_extended_run_goes_on_from_its_first_weights():
@@ -156,13 +156,13 @@ def test_a_recipe_on_an_extended_run_goes_on_from_its_first_weights():
     'extension.name=linear', 'extension.factor=4.0', 'extension.trained_length=8'
   )
   ours = evaluation.extended(model, config, {'name': 'linear', 'factor': 2.0})
-  assert_same(ours, linear(model.spectrum(), factor=8.0, trained_length=8))
+  assert_same(ours, (linear(*model.spectrum(), factor=8.0, trained_length=8),))
 
 
 def test_a_run_continued_without_extension_was_trained_at_its_own_length():
   model, config = experiment('extension.trained_length=8')
   ours = evaluation.extended(model, config, {'name': 'yarn', 'factor': 2.0})
-  assert_same(ours, yarn(model.spectrum(), factor=2.0, trained_length=32))
+  assert_same(ours, (yarn(*model.spectrum(), factor=2.0, trained_length=32),))
 
 
 def test_the_config_of_a_run_says_all_that_evaluation_needs(rope):

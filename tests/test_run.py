@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from posjax.config import load
+from posjax.config import load, to_json
 from posjax.run import Run, Stop, _git, load_config
 
 BASE = 'configs/base.py'
@@ -167,6 +167,14 @@ def test_a_directory_that_is_no_run_is_said_to_be_none(tmp_path):
 def test_a_damaged_config_is_named(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed"')
   with pytest.raises(ValueError, match=r'config.json.* cannot be read'):
+    load_config(tmp_path)
+
+
+def test_a_run_from_before_a_key_existed_says_so(tmp_path):
+  old = load('configs/base.py')
+  del old.model.sinks
+  (tmp_path / 'config.json').write_text(to_json(old))
+  with pytest.raises(ValueError, match=r'made before posjax had model.sinks. Use the revision'):
     load_config(tmp_path)
 
 
