@@ -14,7 +14,6 @@ import math
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from posjax.attend import Rows, Tile
 from posjax.extension import Spectrum
@@ -174,15 +173,6 @@ class Scheme:
   def overrides(self, hook: str) -> bool:
     """Whether the scheme acts at this hook."""
     return getattr(type(self), hook) is not getattr(Scheme, hook)
-
-
-def exact_parts(x_X: Array, dtype) -> Array:
-  """parts_XP whose sum over P is x to float32 precision, each part exact in `dtype`."""
-  parts, rest_X = [], jnp.asarray(x_X, jnp.float32)
-  for _ in range(1 if dtype == jnp.float32 else 3):
-    parts.append(rest_X.astype(dtype).astype(jnp.float32))
-    rest_X -= parts[-1]
-  return jnp.stack(parts, axis=-1)
 
 
 def merged(shared: Params, own: Params) -> Params:

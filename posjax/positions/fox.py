@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from posjax.positions.base import Scheme, exact_parts
+from posjax.bias import exact_parts
+from posjax.positions.base import Scheme
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
