@@ -1,7 +1,7 @@
 """Multi-head attention and its grouped forms: projections, a position scheme, the operator.
 
 Letters: B batch, L tokens, H query heads, G key/value heads, K head width, V value width, D model
-width; S tokens of a segment, M of its memory, N segments of a row, X = B x N.
+width; X rows of W keys: B and L themselves, or short rows of a segment and its memory.
 """
 
 import dataclasses
@@ -77,8 +77,11 @@ class Attention(nn.Module):
   output_scale: float = 1.0
 
   @nn.compact
-  def __call__(self, x_BLD, position, rows_B: Rows):
-    """out_BLD. position: the scheme's (parameters, spectrum); rows_B: positions and segments."""
+  def __call__(self, x_BLD, position, rows_B: Rows, past_BLD=None):
+    """out_BLD. position: the scheme's (parameters, spectrum); rows_B: positions and segments.
+
+    past_BLD: with segments, the same tokens as those after theirs see them.
+    """
     D, H, G, K = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
     near = nn.initializers.normal(D**-0.5)
     query_DX = self.param('query_DX', near, (D, H * K))
@@ -95,9 +98,8 @@ class Attention(nn.Module):
       return key_norm(split(project(x_BLD, key_DX), G)), split(project(x_BLD, value_DX), G)
 
     past = None
-    if self.layer.segment is not None:
-      past_BLD = jax.lax.stop_gradient(x_BLD)
-      past = past_BLD, *keys_and_values(past_BLD)
+    if past_BLD is not None:
+      past = past_BLD, q_BLHK, *keys_and_values(past_BLD)
     k_BLGK, v_BLGK = keys_and_values(x_BLD)
     # Kept for whoever applies the model with mutable='intermediates'; otherwise nothing happens.
     self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLGK))
@@ -114,38 +116,34 @@ def position_and_attend(
 ):
   """Applies a scheme's hooks and attends: out_BLHV.
 
-  past: x, k and v again, as segments see those before them (`Layer.segment`).
+  past: x, q, k and v again, as segments see those before them (`Layer.segment`); q is not read.
   """
   scheme, (_, spectrum) = layer.scheme, position
   scale = q_BLHK.shape[-1] ** -0.5
   packed = rows_B.segment_L is not None
   choice = choose_form(form, layer, position, x_BLD[0], q_BLHK[0], k_BLGK[0], packed=packed)
-
-  def encode(x_BLD, q_BLHK, k_BLGK):
-    one = lambda x_LD, q_LHK, k_LGK, rows: encoded(
-      scheme, position, x_LD, q_LHK, k_LGK, rows, scale, columns=choice.fused and scheme.scores
-    )
-    batched = jax.vmap(one, in_axes=(0, 0, 0, rows_B.axes))
-    q_BLHK, k_BLGK, *rows = batched(x_BLD, q_BLHK, k_BLGK, rows_B)
-    return q_BLHK, k_BLGK, *(dataclasses.replace(r, index_L=rows_B.index_L) for r in rows)
-
-  q_XLHK, k_XLGK, query_X, key_X = encode(x_BLD, q_BLHK, k_BLGK)
-  v_XLGV = v_BLGV
+  x_XWD, q_XWHK, k_XWGK, v_XWGV, rows_X = x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B
   if past is not None:
-    past_BLD, past_BLGK, past_BLGV = past
-    _, past_BLGK, _, past_B = encode(past_BLD, q_BLHK, past_BLGK)
-    cut = {'segment': layer.segment, 'memory': layer.memory}
-    q_XLHK, query_X = recurrence.queries(q_XLHK, query_X, **cut)
-    (k_XLGK, v_XLGV), key_X = recurrence.keys(
-      (k_XLGK, v_BLGV), key_X, (past_BLGK, past_BLGV), past_B, **cut
+    # Hooks see short rows: whatever they sum up along a row must not reach into the past.
+    own = x_BLD, q_BLHK, k_BLGK, v_BLGV
+    (x_XWD, q_XWHK, k_XWGK, v_XWGV), rows_X = recurrence.short_rows(
+      own, past, rows_B, segment=layer.segment, memory=layer.memory
     )
+  one = lambda x_LD, q_LHK, k_LGK, rows: encoded(
+    scheme, position, x_LD, q_LHK, k_LGK, rows, scale, columns=choice.fused and scheme.scores
+  )
+  batched = jax.vmap(one, in_axes=(0, 0, 0, rows_X.axes))
+  q_XLHK, k_XWGK, *both = batched(x_XWD, q_XWHK, k_XWGK, rows_X)
+  query_X, key_X = (dataclasses.replace(rows, index_L=rows_X.index_L) for rows in both)
+  if past is not None:
+    q_XLHK, query_X = recurrence.queries(q_XLHK, query_X, memory=layer.memory)
   logits = Logits(scale=scale, mask=layer.mask)
   if not choice.fused:
     logits = scored(logits, scheme)
   out_XLHV = attend(
     q_XLHK,
-    k_XLGK,
-    v_XLGV,
+    k_XWGK,
+    v_XWGV,
     query_X,
     key_X,
     logits,

@@ -99,7 +99,10 @@ class Block(nn.Module):
       output_scale=output_scale,
       name='attention',
     )
-    x_BLD += attention(norm(name='attention_norm')(x_BLD), (params, spectrum), rows_B)
+    attention_norm, past_BLD = norm(name='attention_norm'), None
+    if self.layer.segment is not None:
+      past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
+    x_BLD += attention(attention_norm(x_BLD), (params, spectrum), rows_B, past_BLD)
     mlp = MLPS[m.mlp](m.mlp_width, output_scale, name='mlp')
     return x_BLD + mlp(norm(name='mlp_norm')(x_BLD)), None
 
