@@ -46,6 +46,19 @@ def linear_columns(slope_H: Array, key: Rows, *, scale: float, dtype) -> tuple[A
   return jnp.broadcast_to(q_HC, (L, *q_HC.shape)), k_LC[:, None]
 
 
+def exact_products(q_LHC: Array, k_LGC: Array, dtype) -> tuple[Array, Array]:
+  """Columns exact in `dtype` whose products add up to those of q and k, to float32 precision.
+
+  As many as there are in float32, six times as many in a type of half its width: of three parts
+  each, the products of up to four in all; those left out are below 2^-26 of a whole one.
+  """
+  q_LHCP, k_LGCP = exact_parts(q_LHC, dtype), exact_parts(k_LGC, dtype)
+  P = q_LHCP.shape[-1]
+  pairs = [(m, n) for m in range(P) for n in range(P) if m + n < P]
+  columns = lambda x_LXCP, of: jnp.concatenate([x_LXCP[..., pair[of]] for pair in pairs], axis=-1)
+  return columns(q_LHCP, 0), columns(k_LGCP, 1)
+
+
 def exact_parts(x_X: Array, dtype) -> Array:
   """parts_XP whose sum over P is x to float32 precision, each part exact in `dtype`."""
   parts, rest_X = [], jnp.asarray(x_X, jnp.float32)

@@ -1,8 +1,9 @@
-"""Inverse frequencies, and the rotation shared by every scheme that rotates."""
+"""Inverse frequencies, waves, and the rotation shared by every scheme that rotates."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def geometric_frequencies(width: int, theta: float) -> np.ndarray:
@@ -16,6 +17,20 @@ def geometric_frequencies(width: int, theta: float) -> np.ndarray:
   if not theta > 1:
     raise ValueError(f'theta = {theta} gives no falling frequencies. Use theta > 1, e.g. 10000.')
   return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+
+
+def waves(pos_L: jax.Array, frequency_F: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(cos_LF, sin_LF) of pos * frequency[f], float32.
+
+  For products of waves of two positions, which are to hold what a wave of their distance does: an
+  angle is off by 3e-10 of itself up to position 65,535, where a rounded one is by 6e-8. It is the
+  sum of two, one of them exact: the first 8 bits of a frequency, times 16 of a position.
+  """
+  pos_L1, w_F = (jnp.asarray(x, jnp.float32) for x in (pos_L[..., None], frequency_F))
+  high_F = lax.reduce_precision(w_F, exponent_bits=8, mantissa_bits=7)
+  a_LF, b_LF = pos_L1 * high_F, pos_L1 * (w_F - high_F)
+  cos_LF = jnp.cos(a_LF) * jnp.cos(b_LF) - jnp.sin(a_LF) * jnp.sin(b_LF)
+  return cos_LF, jnp.sin(a_LF) * jnp.cos(b_LF) + jnp.cos(a_LF) * jnp.sin(b_LF)
 
 
 def rotate(x_LHK: jax.Array, frequency_F: jax.Array, pos_L: jax.Array) -> jax.Array:

@@ -333,6 +333,9 @@ PLAIN = {
     ('tpu', {'length': 200}, 'tiled', 'multiples of 128, not 200'),
     ('tpu', {'columns': None}, 'tiled', 'not splash: the scheme changes logits'),
     ('tpu', {'columns': 6}, 'splash', 'bias as 6 columns'),
+    ('tpu', {'columns': 448}, 'splash', 'bias as 448 columns'),
+    ('tpu', {'columns': 449}, 'tiled', 'not splash: heads of up to 512 pay, not of 513'),
+    ('tpu', {'width': 128, 'columns': 768}, 'tiled', 'not of 896'),
   ],
 )
 def test_the_form_follows_from_platform_type_and_scheme(platform, changes, form, why):

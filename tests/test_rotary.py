@@ -1,8 +1,9 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posjax.rotary import geometric_frequencies, rotate
+from posjax.rotary import geometric_frequencies, rotate, waves
 
 
 def rotated(x_LHK, frequency_F, pos_L):
@@ -105,3 +106,16 @@ def test_norms_of_pairs_are_kept(rng):
 def test_more_pairs_than_a_head_has_are_refused():
   with pytest.raises(ValueError, match='rotate 10 dimensions, but a head has 8'):
     rotate(jnp.zeros((1, 1, 8)), np.ones(5), jnp.zeros(1))
+
+
+def test_waves_are_as_exact_far_away_as_near():
+  """Of float32 frequencies; a rounded angle would be off by 0.002 at 65,535."""
+  pos_L = np.array([0, 1, 257, 4095, 30_001, 65_535])
+  frequency_F = np.float32(geometric_frequencies(128, 10_000.0))
+  cos_LF, sin_LF = jax.jit(waves)(jnp.asarray(pos_L), frequency_F)
+  angle_LF = np.float64(pos_L)[:, None] * np.float64(frequency_F)
+  bound = 3e-10 * angle_LF + 4 * np.finfo(np.float32).eps
+  assert (np.abs(cos_LF - np.cos(angle_LF)) < bound).all()
+  assert (np.abs(sin_LF - np.sin(angle_LF)) < bound).all()
+  rounded_LF = np.cos(np.float64(np.float32(pos_L)[:, None] * frequency_F))
+  assert np.abs(rounded_LF - np.cos(angle_LF)).max() > 1e-3

@@ -67,7 +67,7 @@ def choose(
   platform = platform or jax.default_backend()
   obstacle = {
     'cudnn': _cudnn_obstacle(platform, packed, width + (columns or 0), dtype),
-    'splash': _splash_obstacle(platform, length),
+    'splash': _splash_obstacle(platform, length, width + (columns or 0)),
   }
   if columns is None or unknown:
     why = f'it knows no {unknown}' if unknown else (
@@ -103,11 +103,17 @@ def _cudnn_obstacle(platform, packed, width, dtype) -> str | None:
   return None
 
 
-def _splash_obstacle(platform, length) -> str | None:
+def _splash_obstacle(platform, length, width) -> str | None:
   if platform != 'tpu':
     return f'it needs a TPU, and this is {platform}'
   if length % 128:
     return f'it takes lengths in multiples of 128, not {length}'
+  # Reckoned, not measured. A logit costs the kernel 4 FLOPs per dimension, as values are filled to
+  # the same width; in tiles it costs some 16 bytes to and from memory, at 230 to 300 FLOPs a byte
+  # (TPU v4, v5e) the time of 4,000 FLOPs, which is a head of 1,000. Half of that, as no kernel
+  # reaches the peak.
+  if width > 512:
+    return f'heads of up to 512 pay, not of {width} (with its columns)'
   return None
 
 

@@ -5,9 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from posjax.bias import exact_products
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
-from posjax.rotary import geometric_frequencies
+from posjax.rotary import geometric_frequencies, waves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,9 @@ class Sandwich(Scheme):
   in logits, after the division by sqrt(K), nothing learned. The bias of a token's own key is
   width / (2 ratio), not 0; what all keys share, softmax ignores.
 
-  By angle addition it factorises exactly, into `width` columns; but each exact in bfloat16 makes
-  that 6 width = 768, where a head has 32 to 128. Tiles are cheaper, so there are no `columns`.
+  In tiles it is computed once for all heads: by distance where positions are contiguous, else as a
+  product of waves. By angle addition it factorises exactly, into `width` columns in float32, and
+  6 width in bfloat16 (exact parts).
 
   width: of the sinusoids, in dimensions, d-bar in the paper; even.
   theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
@@ -43,13 +45,29 @@ class Sandwich(Scheme):
     return Spectrum(frequency_F=geometric_frequencies(self.width, self.theta))
 
   def score(self, params, spectrum, s_HIJ, tile):
-    H = len(s_HIJ)
-    # Not the spectrum's slope_H: an extension that counts tokens anew leaves ratios alone.
-    amplitude_H = jnp.float32(H / (self.compression * np.arange(1, H + 1)))
-    frequency_F = jnp.asarray(spectrum.frequency_F, jnp.float32)
+    return s_HIJ + self.amplitude(len(s_HIJ))[:, None, None] * self.common(spectrum, tile)
 
-    def bias(r_X):
-      wave_X = jnp.cos(r_X.astype(jnp.float32)[..., None] * frequency_F).sum(-1)
-      return jnp.multiply.outer(amplitude_H, wave_X)
+  def amplitude(self, heads: int):
+    """1 / ratio of each head. Not the spectrum's slope_H: an extension leaves ratios alone."""
+    return jnp.float32(heads / (self.compression * np.arange(1, heads + 1)))
 
-    return s_HIJ + tile.by_distance(bias)
+  def common(self, spectrum, tile):
+    """common_IJ of two positions' sinusoids, before the ratio."""
+    if not tile.contiguous:
+      q_IC, k_JC = (sinusoids(rows.pos_L, spectrum) for rows in (tile.query, tile.key))
+      # A sum of sums, for most terms are close to 1; in float32 on every device.
+      parts = [jnp.matmul(q_IC[:, n::8], k_JC[:, n::8].T, precision='highest') for n in range(8)]
+      return sum(parts)
+    wave = lambda r_N: waves(r_N, spectrum.frequency_F)[0].sum(-1)[None]
+    return tile.by_distance(wave)[0]
+
+  def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
+    """The sinusoids of both positions, those of queries divided by the ratio of the head."""
+    q_LC, k_LC = (sinusoids(rows.pos_L, spectrum) for rows in (query, key))
+    q_LHC = self.amplitude(heads)[:, None] / scale * q_LC[:, None]
+    return exact_products(q_LHC, k_LC[:, None], dtype)
+
+
+def sinusoids(pos_L, spectrum: Spectrum):
+  """wave_LC, float32: cosines, then sines."""
+  return jnp.concatenate(waves(pos_L, spectrum.frequency_F), axis=-1)

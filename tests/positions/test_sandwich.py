@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,6 +107,38 @@ def test_stretched_by_four_a_distance_counts_a_quarter_and_no_ratio_changes():
   np.testing.assert_allclose(
     bias(POS_I, POS_J, 8, factor=4.0), exact_HIJ, atol=bound(1024, 8)
   )
+
+
+@pytest.mark.parametrize(('dtype', 'width', 'count'), [
+  (jnp.float32, 128, 128), (jnp.bfloat16, 128, 768), (jnp.bfloat16, 10, 60),
+])  # fmt: skip
+def test_columns_are_exact_and_add_up_to_the_paper_as_far_as_a_book(dtype, width, count):
+  """Compiled, against float64; columns of one bfloat16 part are off by 0.009 logits."""
+  scheme, scale, heads = positions.make('sandwich', width=width), 8**-0.5, 3
+  spectrum = scheme.spectrum(dims(heads))
+  pos_I, pos_J = np.array([257, 65_535]), np.array([0, 1, 255, 257, 4096, 65_534, 65_535])
+  rows = lambda pos_L: Rows(index_L=jnp.arange(len(pos_L)), pos_L=jnp.asarray(pos_L))
+
+  @jax.jit
+  def columns(query, key):
+    return scheme.columns(
+      {}, spectrum, query, key, heads=heads, kv_heads=1, scale=scale, dtype=dtype
+    )
+
+  q_IHC, k_J1C = columns(rows(pos_I), rows(pos_J))
+  assert (q_IHC.shape, k_J1C.shape) == ((2, 3, count), (7, 1, count))
+  for x in (q_IHC, k_J1C):
+    np.testing.assert_array_equal(np.float64(x), np.float64(x.astype(dtype)))
+  got_HIJ = scale * np.einsum('ihc,jc->hij', np.float64(q_IHC), np.float64(k_J1C[:, 0]))
+  frequency_F = np.float64(np.float32(spectrum.frequency_F))  # as the compiled program has them
+  angle_IJF = (pos_I[:, None] - pos_J)[..., None] * frequency_F
+  exact_HIJ = np.cos(angle_IJF).sum(-1) / (np.arange(1, heads + 1) * 8 / heads)[:, None, None]
+  atol = 4 * EPS * exact_HIJ.max() + 6e-10 * 65_535 * frequency_F.sum() * heads / 8
+  np.testing.assert_allclose(got_HIJ, exact_HIJ, atol=atol)
+  if dtype == jnp.bfloat16 and width == 128:
+    first = lambda x: np.float64(x[..., :width])
+    single_HIJ = scale * np.einsum('ihc,jc->hij', first(q_IHC), first(k_J1C[:, 0]))
+    assert np.abs(single_HIJ - exact_HIJ).max() > 50 * atol
 
 
 @pytest.mark.parametrize(
