@@ -159,6 +159,7 @@ def scored(logits: Logits, scheme: Scheme) -> Logits:
   return dataclasses.replace(
     logits,
     score=scheme.score if scheme.overrides('score') else None,
+    table=scheme.table if scheme.overrides('table') else None,
     start=scheme.start if scheme.walks else None,
     walk=scheme.walk if scheme.walks else None,
     read=scheme.read if scheme.reads else None,

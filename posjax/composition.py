@@ -105,6 +105,10 @@ class Parts(Scheme):
       (part, params.get(f'part_{n}', {}), spectrum[n]) for n, part in enumerate(self.parts)
     ]
 
+  def table(self, params, spectrum, r_R):
+    each = self.each(params, spectrum)
+    return tuple(part.table(own, numbers, r_R) for part, own, numbers in each)
+
   def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
     for part, own, numbers in self.each(params, spectrum):
       x_LD = part.embed(own, numbers, x_LD, tokens_L, pos_L)
@@ -319,7 +323,9 @@ def _rows_of(rows, n: int):
 
 
 def _tile_of(tile: Tile, n: int) -> Tile:
-  return dataclasses.replace(tile, query=_rows_of(tile.query, n), key=_rows_of(tile.key, n))
+  table_M = tile.table_M and tile.table_M[n]
+  query, key = _rows_of(tile.query, n), _rows_of(tile.key, n)
+  return dataclasses.replace(tile, query=query, key=key, table_M=table_M)
 
 
 def _level(vectors_LHK: list):

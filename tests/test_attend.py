@@ -8,7 +8,7 @@ import pytest
 import posjax.attend
 from posjax.attend import FORMS, Logits, Mask, Rows, Tile, attend, choose, dense, tiled
 from posjax.attend.fused import splash
-from posjax.attend.rows import spread
+from posjax.attend.rows import along_diagonals, spread
 
 K, V = 4, 3
 
@@ -272,6 +272,72 @@ def test_a_value_per_diagonal_is_spread_over_the_tile_and_summed_back(rng, I, J)
     assert got_HIJ[h, i, j] == bias_HN[h, I - 1 - i + j]
     sums_HN[h, I - 1 - i + j] += g_HIJ[h, i, j]
   np.testing.assert_allclose(pull(jnp.asarray(g_HIJ))[0], sums_HN, atol=1e-5)
+
+
+@pytest.mark.parametrize(('I', 'J'), [(1, 1), (1, 4), (5, 3), (32, 8), (33, 64), (70, 5)])
+def test_queries_meet_the_table_along_the_diagonals(rng, I, J, tolerance):
+  q_HIK = np.float32(rng.normal(size=(2, I, K)))
+  table_HKM = np.float32(rng.normal(size=(2, K, I + J)))
+  got_HIJ = along_diagonals(jnp.asarray(q_HIK), jnp.asarray(table_HKM))
+  assert got_HIJ.shape == (2, I, J)
+  for h, i, j in np.ndindex(2, I, J):
+    exact = np.float64(q_HIK[h, i]) @ table_HKM[h, :, I - 1 - i + j]
+    assert abs(got_HIJ[h, i, j] - exact) < tolerance(K)
+
+
+@pytest.mark.parametrize(
+  ('Lq', 'Lk', 'start', 'sizes', 'mask'),
+  [
+    (23, 23, 0, (5, 7), Mask()),
+    (23, 23, 0, (4, 3), Mask(window=5)),
+    (23, 23, 0, (8, 8), Mask(causal=False)),
+    (6, 23, 17, (4, 5), Mask()),
+    (1, 23, 22, (4, 5), Mask(window=9)),
+    (6, 23, 9, (4, 5), Mask()),
+  ],
+)
+@pytest.mark.usefixtures('compile_quickly')
+def test_a_tile_gets_its_part_of_a_table_by_distance(rng, Lq, Lk, start, sizes, mask, tolerance):
+  """Values and gradients are those of the same function of every pair's distance; the table is
+  made once, for all distances at most."""
+  q_LHK, k_LGK, v_LGV = vectors(rng, Lq, 2, 1, Lk=Lk)
+  weight_LHV, sizes_seen = rng.normal(size=(Lq, 2, V)), []
+
+  def waves(wave_K, r_X):
+    return jnp.sin(r_X[..., None] * wave_K) + 0.1 * r_X[..., None]
+
+  def table(wave_K, r_R):
+    sizes_seen.append(len(r_R))
+    return {'wave_RK': waves(wave_K, r_R)}
+
+  def score(wave_K, s_HIJ, tile):
+    q_HIK = jnp.swapaxes(tile.query.features_L, 0, 1)
+    if not tile.contiguous:
+      assert tile.table_M is None
+      return s_HIJ + jnp.einsum('hik,ijk->hij', q_HIK, waves(wave_K, tile.distance_IJ))
+    table_KM = tile.table_M['wave_RK'].T
+    return s_HIJ + along_diagonals(q_HIK, jnp.broadcast_to(table_KM, (2, *table_KM.shape)))
+
+  logits = Logits(scale=0.5, mask=mask, score=score, table=table)
+
+  def total(form, contiguous, q_LHK, features_L, wave_K):
+    query = rows(Lq, start, features=features_L, contiguous=contiguous)
+    key = rows(Lk, contiguous=contiguous)
+    out_LHV = form(q_LHK, k_LGK, v_LGV, query, key, logits, 1.3, (wave_K,))
+    return jnp.sum(out_LHV * weight_LHV), out_LHV
+
+  run = jax.jit(jax.value_and_grad(total, (2, 3, 4), has_aux=True), static_argnums=(0, 1))
+  arguments = q_LHK, 0.3 * q_LHK, jnp.asarray(rng.normal(size=K), jnp.float32)
+  expected = run(dense, False, *arguments)
+  assert not sizes_seen
+  for form in (dense, functools.partial(tiled, sizes=sizes)):
+    for got, exact in zip(
+      jax.tree.leaves(run(form, True, *arguments)), jax.tree.leaves(expected), strict=True
+    ):
+      size = max(1, float(jnp.abs(exact).max()))
+      np.testing.assert_allclose(got, exact, atol=size * tolerance(Lq * Lk))
+  whole = sum(-(-length // size) * size for length, size in zip((Lq, Lk), sizes, strict=True))
+  assert sizes_seen == [Lq + Lk, whole]
 
 
 def test_positions_that_skip_are_seen_by_a_bias_unless_they_were_promised_not_to(rng):

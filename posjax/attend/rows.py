@@ -1,6 +1,7 @@
 """What an attention form is told besides vectors: rows, tiles of logits, and which keys are seen.
 
-Axes: B batch, L rows, I/J query/key rows of a tile, H heads, N = I + J - 1 diagonals of a tile.
+Axes: B batch, L rows, I/J query/key rows of a tile, H heads, N = I + J - 1 diagonals of a tile,
+M = I + J.
 """
 
 import dataclasses
@@ -84,15 +85,19 @@ class Rows:
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=['query', 'key'], meta_fields=['mask']
+  jax.tree_util.register_dataclass, data_fields=['query', 'key', 'table_M'], meta_fields=['mask']
 )
 @dataclasses.dataclass(frozen=True)
 class Tile:
-  """What a score may know of the logits s_HIJ it is given: their rows, and the mask."""
+  """What a score may know of the logits s_HIJ it is given: their rows, and the mask.
+
+  table_M: where positions are contiguous, the rows of `Logits.table` for `distance_M`.
+  """
 
   query: Rows
   key: Rows
   mask: 'Mask | None' = None
+  table_M: Any = None
 
   @property
   def contiguous(self) -> bool:
@@ -104,6 +109,13 @@ class Tile:
     if self.contiguous:
       return self.query.index_L[:, None] - self.key.index_L[None, :]
     return self.query.pos_L[:, None] - self.key.pos_L[None, :]
+
+  @property
+  def distance_M(self) -> Array:
+    """Where positions are contiguous: the distance along each of the I + J - 1 diagonals, in
+    tokens, and one more; the largest first, which is that of the last query to the first key."""
+    I, J = len(self.query.index_L), len(self.key.index_L)
+    return self.query.index_L[I - 1] - self.key.index_L[0] - jnp.arange(I + J)
 
   @property
   def visible_IJ(self) -> Array:
@@ -119,8 +131,7 @@ class Tile:
     if not self.contiguous:
       return bias(self.distance_IJ)
     I, J = len(self.query.index_L), len(self.key.index_L)
-    largest = self.query.index_L[I - 1] - self.key.index_L[0]
-    return spread(bias(largest - jnp.arange(I + J - 1)), I, J)
+    return spread(bias(self.distance_M[:-1]), I, J)
 
 
 def spread(bias_HN: Array, I: int, J: int) -> Array:
@@ -138,6 +149,28 @@ def spread(bias_HN: Array, I: int, J: int) -> Array:
   slipped_HRM = slipped_HX.reshape(H, R, M - 1)
   windows = [slipped_HRM[:, :, I - R - i : I - R - i + J] for i in range(0, I, R)]
   return jnp.concatenate(windows, axis=1)
+
+
+def along_diagonals(q_HIK: Array, table_HKM: Array) -> Array:
+  """s_HIJ[h, i, j] = q[h, i] . table[h, :, I - 1 - i + j], float32: queries meet distances, as of
+  `Tile.distance_M` with M = I + J, and nothing is gathered (Dai et al. 2019, arXiv:1901.02860,
+  app. B).
+
+  R queries meet the R + J distances they have: rows of so many products, read as rows of one less,
+  slip by one each. Few at a time, since of R products for each R + J one lies outside the tile.
+  """
+  (H, I, _), J = q_HIK.shape, table_HKM.shape[-1] - q_HIK.shape[1]
+  blocks = []
+  for i in range(0, I, 32):
+    R = min(32, I - i)
+    s_HRX = jnp.matmul(
+      q_HIK[:, i : i + R],
+      table_HKM[:, :, I - i - R : I - i + J],
+      preferred_element_type=jnp.float32,
+    )
+    slipped_HX = s_HRX.reshape(H, R * (R + J))[:, R - 1 : R - 1 + R * (R + J - 1)]
+    blocks.append(slipped_HX.reshape(H, R, R + J - 1)[:, :, :J])
+  return jnp.concatenate(blocks, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,6 +271,9 @@ class Logits:
   walk: a score that carries a state from newer keys to older: `walk(*operands, s_HIJ, tile, state)
     -> (s_HIJ, state)`, after `score`. A tile's state is what all newer keys left, and
     `start(*operands, query)` makes the first one: a pytree of float32 arrays.
+  table: what a score needs of distances, where positions are contiguous: `table(*operands, r_R)`
+    makes a pytree of arrays [R, ...] once for all tiles and sequences, and each tile gets its own
+    part (`Tile.table_M`).
   read: what each query reads beside values: `read(*operands, p_HIJ, tile) -> out_HIV`, linear in
     the weights p, which are those of the tile up to a factor per row.
   """
@@ -245,6 +281,7 @@ class Logits:
   scale: float
   mask: Mask = Mask()
   score: Callable[..., Array] | None = None
+  table: Callable[..., Any] | None = None
   start: Callable[..., Any] | None = None
   walk: Callable[..., tuple[Array, Any]] | None = None
   read: Callable[..., Array] | None = None
@@ -253,6 +290,12 @@ class Logits:
   def plain(self) -> bool:
     """Whether a kernel that knows no score computes these logits."""
     return self.score is None and self.walk is None and self.read is None
+
+  def tabled(self, operands, query: Rows, key: Rows):
+    """The table for these rows: from the last query's distance to the first key downwards, as many
+    as there are rows in all; None where there is none."""
+    tile = Tile(query, key)
+    return self.table(*operands, tile.distance_M) if self.table and tile.contiguous else None
 
   def begin(self, operands, query: Rows):
     """The state before the newest key; without a walk, none."""

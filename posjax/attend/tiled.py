@@ -7,7 +7,8 @@ pass calls jax.vjp on the very `Logits` that the forward pass calls. Key tiles c
 states carried along the keys do; the derivative goes back over them oldest first, from states that
 it has walked again and kept for one tile of queries at a time.
 
-Axes: I/J query/key rows of a tile, T tiles of queries, X/Y/Z the axes of a matmul.
+Axes: I/J query/key rows of a tile, T tiles of queries, M = I + J distances of a tile, R of all
+tiles, X/Y/Z the axes of a matmul.
 """
 
 import dataclasses
@@ -43,14 +44,16 @@ def tiled(
   whole_q, whole_k = -(-Lq // I) * I, -(-Lk // J) * J
   if whole_q > Lq or whole_k > Lk:  # padding is told from a single document by its segment
     query, key = _with_segments(query), _with_segments(key)
+  query, key = query.padded(whole_q), key.padded(whole_k)
   out_HLV = _tiled(
     logits,
     (I, J),
     _by_head(q_LHK, whole_q),
     _by_head(k_LGK, whole_k),
     _by_head(v_LGV, whole_k),
-    query.padded(whole_q),
-    key.padded(whole_k),
+    query,
+    key,
+    logits.tabled(operands, query, key),
     temperature,
     operands,
   )
@@ -74,11 +77,11 @@ def _with_segments(rows: Rows) -> Rows:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operands):
-  return _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operands)[0]
+def _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands):
+  return _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands)[0]
 
 
-def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operands):
+def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands):
   """The output, and what the derivative needs: inputs, output, log-sum-exp of each row."""
   I, J = sizes
   H, Lq, _ = q_HLK.shape
@@ -93,7 +96,8 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operan
     def one_key_tile(n, carry):
       out_HIV, top_HI, sum_HI, state = carry
       j = place(n) * J
-      tile = Tile(query_I, key.cut(j, J), logits.mask)
+      table_M = _cut_all(table_R, _place_in_table(Lq, i, j, I), I + J)
+      tile = Tile(query_I, key.cut(j, J), logits.mask, table_M)
       raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j, J, 2))
       s_HIJ, state = logits(temperature, operands, raw_HIJ, tile, state)
       new_HI = jnp.maximum(top_HI, s_HIJ.max(-1))
@@ -113,12 +117,13 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, temperature, operan
 
   out_THIV, lse_THI = lax.map(one_query_tile, jnp.arange(Lq // I))
   out_HLV = jnp.moveaxis(out_THIV, 0, 1).reshape(H, Lq, V)
-  return out_HLV, (q_HLK, k_GLK, v_GLV, query, key, temperature, operands, out_HLV, lse_THI)
+  saved = q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI
+  return out_HLV, saved
 
 
 def _backward(logits, sizes, saved, g_HLV):
   """Cotangents of all but the static arguments, summed tile by tile as they are recomputed."""
-  q_HLK, k_GLK, v_GLV, query, key, temperature, operands, out_HLV, lse_THI = saved
+  q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI = saved
   I, J = sizes
   G, Lk, _ = k_GLK.shape
   Lq = q_HLK.shape[1]
@@ -132,9 +137,12 @@ def _backward(logits, sizes, saved, g_HLV):
     lse_HI1, delta_HI1 = lse_THI[i][..., None], _cut(delta_HL, i * I, I, 1)[..., None]
     count, place = logits.mask.key_tiles(query_I, J, Lk // J)
 
-    def masked(j, temperature, operands, raw_HIJ, features_I, features_J, state):
-      tile = _tile(logits, query_I, key.cut(j, J), features_I, features_J)
+    def masked(j, temperature, operands, raw_HIJ, features_I, features_J, table_M, state):
+      tile = _tile(logits, query_I, key.cut(j, J), features_I, features_J, table_M)
       return logits(temperature, operands, raw_HIJ, tile, state)
+
+    def table_of(j):
+      return _cut_all(table_R, _place_in_table(Lq, i, j, I), I + J)
 
     def products(j):
       return _grouped(q_HIK, _cut(k_GKL, j, J, 2))
@@ -144,7 +152,7 @@ def _backward(logits, sizes, saved, g_HLV):
       j = place(n) * J
       features_J = key.cut(j, J).features_L
       _, new = masked(
-        j, temperature, operands, products(j), query_I.features_L, features_J, state
+        j, temperature, operands, products(j), query_I.features_L, features_J, table_of(j), state
       )
       return new, jax.tree.map(lambda x_N, x: x_N.at[n].set(x), states_N, state)
 
@@ -157,7 +165,7 @@ def _backward(logits, sizes, saved, g_HLV):
       _, states_N = lax.fori_loop(0, count, one_step, (first, states_N))
 
     def one_key_tile(m, carry):
-      dq_HIK, dfeatures_I, dstate, (dk_GKL, dv_GVL, dfeatures_L, dshared) = carry
+      dq_HIK, dfeatures_I, dstate, (dk_GKL, dv_GVL, dfeatures_L, dtable_R, dshared) = carry
       n = count - 1 - m
       j = place(n) * J
       key_J = key.cut(j, J)
@@ -168,6 +176,7 @@ def _backward(logits, sizes, saved, g_HLV):
         products(j),
         query_I.features_L,
         key_J.features_L,
+        table_of(j),
         jax.tree.map(lambda x_N: x_N[n], states_N),
       )
       p_HIJ = jnp.exp(s_HIJ - lse_HI1)
@@ -181,7 +190,7 @@ def _backward(logits, sizes, saved, g_HLV):
         _, pull_read = jax.vjp(read, operands, p_HIJ, query_I.features_L, key_J.features_L)
         dread, more_HIJ, *dread_features = pull_read(g_HIV.astype(jnp.float32))
         dp_HIJ += more_HIJ
-      *shared, draw_HIJ, features_I, features_J, dstate = pull(
+      *shared, draw_HIJ, features_I, features_J, dtable_M, dstate = pull(
         (p_HIJ * (dp_HIJ - delta_HI1), dstate)
       )
       if logits.read is not None:
@@ -195,7 +204,8 @@ def _backward(logits, sizes, saved, g_HLV):
         (
           _add(dk_GKL, _group_sums(q_HKI, draw_HIJ, G), j, 2),
           _add(dv_GVL, _group_sums(g_HVI, p_HIJ.astype(g_HVI.dtype), G), j, 2),
-          jax.tree.map(lambda x, part: _add(x, part, j, 0), dfeatures_L, features_J),
+          _add_all(dfeatures_L, features_J, j),
+          _add_all(dtable_R, dtable_M, _place_in_table(Lq, i, j, I)),
           _sum(dshared, shared),
         ),
       )
@@ -213,10 +223,11 @@ def _backward(logits, sizes, saved, g_HLV):
     jnp.zeros(k_GKL.shape),
     jnp.zeros(v_GVL.shape),
     _zeros(key.features_L),
+    _zeros(table_R),
     _zeros([temperature, operands]),
   )
   sums, (dq_THIK, dfeatures_TI) = lax.scan(one_query_tile, sums, jnp.arange(Lq // I))
-  dk_GKL, dv_GVL, dfeatures_J, dshared = sums
+  dk_GKL, dv_GVL, dfeatures_J, dtable_R, dshared = sums
   dfeatures_I = jax.tree.map(lambda x: x.reshape(Lq, *x.shape[2:]), dfeatures_TI)
   return (
     jnp.moveaxis(dq_THIK, 0, 1).reshape(q_HLK.shape).astype(q_HLK.dtype),
@@ -224,17 +235,24 @@ def _backward(logits, sizes, saved, g_HLV):
     jnp.swapaxes(dv_GVL, 1, 2).astype(v_GLV.dtype),
     _cotangent(query, dfeatures_I),
     _cotangent(key, dfeatures_J),
+    dtable_R,
     *dshared,
   )
 
 
-def _tile(logits: Logits, query_I: Rows, key_J: Rows, features_I, features_J) -> Tile:
-  """A tile whose features are the ones given: what a derivative is taken to."""
+def _tile(logits, query_I: Rows, key_J: Rows, features_I, features_J, table_M=None) -> Tile:
+  """A tile whose features and table are the ones given: what a derivative is taken to."""
   return Tile(
     dataclasses.replace(query_I, features_L=features_I),
     dataclasses.replace(key_J, features_L=features_J),
     logits.mask,
+    table_M,
   )
+
+
+def _place_in_table(Lq: int, i, j, I: int):
+  """Of the largest distance between query tile i and the keys from j on, in a table of them all."""
+  return Lq - (i + 1) * I + j
 
 
 _tiled.defvjp(_forward, _backward)
@@ -242,6 +260,14 @@ _tiled.defvjp(_forward, _backward)
 
 def _cut(x, start, size: int, axis: int):
   return lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def _cut_all(tree, start, size: int):
+  return jax.tree.map(lambda x: _cut(x, start, size, 0), tree)
+
+
+def _add_all(total, part, start):
+  return jax.tree.map(lambda x, more: _add(x, more, start, 0), total, part)
 
 
 def _add(total, part, start, axis: int):

@@ -98,6 +98,14 @@ class Scheme:
     del params, spectrum, x_LD, q_LHK, k_LGK, pos_L
     return None, None
 
+  def table(self, params: Params, spectrum: Spectrum, r_R: Array) -> Any:
+    """What `score` needs of distances r_R, in tokens: a pytree of arrays [R, ...].
+
+    Computed once for all tiles and sequences where positions are contiguous; a tile then has its
+    own part, `tile.table_M`, and None elsewhere. Worth it where a distance costs much.
+    """
+    del params, spectrum, r_R
+
   def score(self, params: Params, spectrum: Spectrum, s_HIJ: Array, tile: Tile) -> Array:
     """Acts on a tile of logits, float32, already scaled; the mask comes after."""
     del params, spectrum, tile
