@@ -48,7 +48,13 @@ def alibi(weights, shared, q_K, h, distance):
   return 0, -(2.0 ** (-8 * (h + 1) / H)) * distance * K**0.5
 
 
-BIASES = {'alibi': alibi}
+def transformer_xl(weights, shared, q_K, h, distance):
+  angle_F = distance / 10_000 ** (2 * np.arange(4) / SIZES['width'])
+  projected_K = np.concatenate([np.sin(angle_F), np.cos(angle_F)]) @ weights['distance_DHK'][:, h]
+  return shared['u_HK'][h], (q_K + shared['v_HK'][h]) @ projected_K
+
+
+BIASES = {'alibi': alibi, 'xl': transformer_xl}
 
 
 def segment_by_segment(

@@ -1,0 +1,113 @@
+"""Transformer-XL: queries meet a learned projection of the sinusoids of the distance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from posjax.attend.rows import along_diagonals
+from posjax.bias import exact_products
+from posjax.extension import Spectrum
+from posjax.positions.base import Scheme
+from posjax.rotary import geometric_frequencies, waves
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerXL(Scheme):
+  """Content and distance, each with its own query (Dai et al. 2019, arXiv:1901.02860, sec. 3.3).
+
+    logit[h,i,j] = ((q + u[h]) . k[j] + (q + v[h]) . (W[h] R[pos[i] - pos[j]])) / sqrt(K)
+    R[r] = [sin(r w[f]) | cos(r w[f])],   w[f] = theta^(-2f / D)
+
+  R is as wide as the model. Each layer has its own W, without bias; u and v are the same for all
+  layers, as in the authors' code by default. So are sines before cosines there, and everything
+  learned drawn normal with deviation 0.02. The memory of segments is not the scheme's:
+  config.model.segment, config.model.memory.
+
+  Where positions are contiguous, W R is computed once for each distance of a layer's rows (2 D K
+  FLOPs a head, shared by the batch; 2 L H K numbers), and a tile then takes about as many FLOPs for
+  distances as for q . k. Elsewhere it takes D / K times as many: by angle addition, the distance is
+  D columns of waves. These are `columns`, too: D in float32, 6 D in bfloat16 (exact parts).
+
+  theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
+  deviation: of the initial W, u and v. Not negative.
+  """
+
+  theta: float = 10_000.0
+  deviation: float = 0.02
+
+  def __post_init__(self):
+    if not self.deviation >= 0:
+      raise ValueError(
+        f'Transformer-XL cannot draw weights with deviation {self.deviation}. Use one >= 0.'
+      )
+
+  def init(self, key, dims):
+    u_key, v_key = jax.random.split(key)
+    shape = dims.heads, dims.head_width
+    return {
+      'u_HK': self.deviation * jax.random.normal(u_key, shape),
+      'v_HK': self.deviation * jax.random.normal(v_key, shape),
+    }
+
+  def init_layer(self, key, dims):
+    shape = dims.width, dims.heads, dims.head_width
+    return {'distance_DHK': self.deviation * jax.random.normal(key, shape)}
+
+  def spectrum(self, dims):
+    return Spectrum(frequency_F=geometric_frequencies(dims.width, self.theta))
+
+  def query(self, params, spectrum, q_LHK, pos_L):
+    return added(q_LHK, params['u_HK'])
+
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+    return added(q_LHK, params['v_HK']), None
+
+  def table(self, params, spectrum, r_R):
+    cos_RF, sin_RF = waves(r_R, spectrum.frequency_F)
+    wave_RD = jnp.concatenate([sin_RF, cos_RF], axis=-1)
+    return jnp.einsum('rd,dhk->rhk', wave_RD, params['distance_DHK'])
+
+  def score(self, params, spectrum, s_HIJ, tile):
+    q_IHK = tile.query.features_L
+    scale = q_IHK.shape[-1] ** -0.5
+    if tile.table_M is not None:
+      q_HIK, table_HKM = jnp.swapaxes(q_IHK, 0, 1), jnp.transpose(tile.table_M, (1, 2, 0))
+      return s_HIJ + scale * along_diagonals(q_HIK, table_HKM.astype(q_HIK.dtype))
+    return s_HIJ + scale * by_angles(params['distance_DHK'], spectrum, q_IHK, tile)
+
+  def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
+    """Waves of the key, and what the query makes of each: the same for all heads, and not."""
+    q_LHK = query.features_L
+    turned_HLD = turned(params['distance_DHK'], spectrum, q_LHK, query.pos_L)
+    q_LHD = jnp.swapaxes(turned_HLD, 0, 1) * (q_LHK.shape[-1] ** -0.5 / scale)
+    k_LD = jnp.concatenate(waves(key.pos_L, spectrum.frequency_F), axis=-1)
+    return exact_products(q_LHD, k_LD[:, None], dtype)
+
+
+def added(q_LHK, more_HK):
+  """Their sum, in the type of q."""
+  return (q_LHK.astype(jnp.float32) + more_HK).astype(q_LHK.dtype)
+
+
+def by_angles(distance_DHK, spectrum: Spectrum, q_IHK, tile):
+  """The same where distances are of any kind."""
+  q_HID = turned(distance_DHK, spectrum, q_IHK, tile.query.pos_L).astype(q_IHK.dtype)
+  k_JD = jnp.concatenate(waves(tile.key.pos_L, spectrum.frequency_F), axis=-1)
+  return jnp.matmul(q_HID, k_JD.T.astype(q_IHK.dtype), preferred_element_type=jnp.float32)
+
+
+def turned(distance_DHK, spectrum: Spectrum, q_LHK, pos_L):
+  """turned_HLD, float32, with q . (W R[pos - x]) = turned . [cos(x w) | sin(x w)] for any x.
+
+  W^T q = [a | b] faces sines and cosines of a difference of angles, so that
+    a sin(i - j) + b cos(i - j) = (a sin(i) + b cos(i)) cos(j) + (b sin(i) - a cos(i)) sin(j)
+  """
+  c_HLD = jnp.einsum(
+    'lhk,dhk->hld', q_LHK.astype(jnp.float32), distance_DHK, precision='highest'
+  )
+  a_HLF, b_HLF = jnp.split(c_HLD, 2, axis=-1)
+  cos_LF, sin_LF = waves(pos_L, spectrum.frequency_F)
+  return jnp.concatenate(
+    [a_HLF * sin_LF + b_HLF * cos_LF, b_HLF * sin_LF - a_HLF * cos_LF], axis=-1
+  )
