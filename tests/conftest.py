@@ -1,6 +1,17 @@
 import json
+import os
 import pathlib
 import types
+
+# Compiling is most of the work of these tests, so nothing is optimised: neither here nor in the
+# processes that tests start. `XLA_FLAGS= python -m pytest` compiles as users do.
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+  # A third of the time again with jax 0.10, without optimisations only; newer ones ignore it.
+  '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters',
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')  # JAX's own is 1
 
 import jax
 import numpy as np
@@ -12,17 +23,17 @@ FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 jax.config.update('jax_default_matmul_precision', 'highest')
 
 
+@pytest.fixture(scope='session', autouse=True)
+def caches(tmp_path_factory):
+  """Token and compilation caches of this session, away from the user's."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('POSJAX_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
+    yield
+
+
 @pytest.fixture
 def rng():
   return np.random.default_rng(0)
-
-
-@pytest.fixture
-def compile_quickly():
-  """For programs that take longer to compile than to run: half the time, without optimisations."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What the end-to-end tests share: experiments of seconds, in this process or in their own."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # train.py and eval.py are programs, not modules of the package
@@ -19,16 +17,6 @@ from posjax import data, metrics, run  # noqa: E402
 from posjax.checkpoint import Checkpoints  # noqa: E402
 
 SMOKE = 'configs/rope.py:smoke'
-
-
-@contextlib.contextmanager
-def caches(tmp_path_factory):
-  """Token and compilation caches of the test session, away from the user's."""
-  before = jax.config.jax_compilation_cache_dir
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('POSJAX_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
-    yield
-  jax.config.update('jax_compilation_cache_dir', before)
 
 
 def words(workdir, *settings, config=SMOKE, evaluate=None) -> list[str]:
@@ -48,10 +36,8 @@ def launch(*command, devices=1, **environment) -> subprocess.Popen:
   settings = {
     'JAX_PLATFORMS': 'cpu',
     'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
   }
-  if devices > 1:  # such runs are compared within a tolerance, and code for less is made faster
-    settings['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
   return subprocess.Popen(
     [sys.executable, *map(str, command)],
     cwd=ROOT,

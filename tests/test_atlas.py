@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
-from e2e import caches, train_here
+from e2e import train_here
 from matplotlib.colors import to_rgb
 
 from posjax import positions
@@ -22,12 +22,6 @@ from posjax.positions import Dims
 
 EPS = float(np.finfo(np.float32).eps)
 DIMS = Dims(width=32, heads=4, kv_heads=4, head_width=8, length=16)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
 
 
 def kernel_of(scheme, dims=DIMS, length=64):
@@ -184,26 +178,22 @@ def attention_of(layer, rng, tolerance, pos_L=None):
   np.testing.assert_allclose(out_BLHV[0], expected_LHV, atol=tolerance(L * 8))
 
 
-@pytest.mark.usefixtures('compile_quickly')
 @pytest.mark.parametrize('name', positions.names())
 def test_the_weights_are_those_of_the_models_attention(name, rng, tolerance):
   attention_of(Layer(scheme=positions.make(name)), rng, tolerance)
 
 
-@pytest.mark.usefixtures('compile_quickly')
 @pytest.mark.parametrize('name', LAYERS)
 def test_the_weights_are_those_of_the_models_attention_where_it_sees_less(name, rng, tolerance):
   scheme = positions.make('alibi')
   attention_of(Layer(scheme=scheme, **LAYERS[name]), rng, tolerance)
 
 
-@pytest.mark.usefixtures('compile_quickly')
 def test_the_weights_are_those_of_the_models_attention_at_sampled_positions(rng, tolerance):
   pos_L = jnp.asarray(np.sort(rng.permutation(60)[:12]))
   attention_of(Layer(scheme=positions.make('rope')), rng, tolerance, pos_L)
 
 
-@pytest.mark.usefixtures('compile_quickly')
 @pytest.mark.parametrize('name', positions.names())
 def test_every_scheme_has_a_portrait_of_finite_numbers(name):
   scheme = positions.make(name)
@@ -297,7 +287,6 @@ def fresh_run(file, *settings):
   )
 
 
-@pytest.mark.usefixtures('compile_quickly')
 def test_the_attention_of_a_run_is_softmax_of_its_own_queries_and_keys():
   """By hand in NumPy, for the first layer of a model without positions."""
   run = fresh_run('configs/none.py:smoke')
@@ -318,7 +307,6 @@ def test_the_attention_of_a_run_is_softmax_of_its_own_queries_and_keys():
   np.testing.assert_allclose(drawn.p_NHIJ[0], p_HIJ, atol=32 * EPS)
 
 
-@pytest.mark.usefixtures('compile_quickly')
 def test_a_run_trained_with_an_extension_is_drawn_with_that_one_alone():
   """Its table of 32 rows serves 64 tokens: the page ends there, not at four times that."""
   run = fresh_run(
@@ -332,7 +320,6 @@ def test_a_run_trained_with_an_extension_is_drawn_with_that_one_alone():
   assert {recipe: x.shape for recipe, x in drawn.over_distance.items()} == {PLAIN: (2, 4, 64)}
 
 
-@pytest.mark.usefixtures('compile_quickly')
 def test_every_layer_is_drawn_with_what_it_has_learned():
   run = fresh_run('configs/fire.py:smoke')
   first, second = trained.portraits(run)
@@ -340,7 +327,6 @@ def test_every_layer_is_drawn_with_what_it_has_learned():
   assert (first.setting, second.setting) == ('fresh, layer 1 of 2', 'fresh, layer 2 of 2')
 
 
-@pytest.mark.usefixtures('compile_quickly')
 def test_layers_of_a_pattern_are_drawn_each_with_its_own_scheme_and_alike_ones_once():
   """Three of rope, one of none, over five layers: one pattern, and one layer left over."""
   run = fresh_run('configs/rnope.py:smoke', 'model.layers=5')
@@ -355,7 +341,6 @@ def test_layers_of_a_pattern_are_drawn_each_with_its_own_scheme_and_alike_ones_o
   np.testing.assert_allclose(drawn.p_NHIJ.sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.usefixtures('compile_quickly')
 def test_schemes_on_heads_of_their_own_are_one_page_with_the_kernel_of_each():
   run = fresh_run('configs/rope_alibi_heads.py:smoke')
   (page,) = trained.portraits(run)

@@ -203,7 +203,6 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
-@pytest.mark.usefixtures('compile_quickly')
 def test_tiled_equals_dense_in_values_and_gradients(case, tolerance):
   """To queries, keys, values, features of both, temperature and parameters of the score."""
   Lq, Lk, start, sizes, window, contiguous, segmented = CASES[case]

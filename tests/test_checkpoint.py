@@ -260,7 +260,7 @@ LIKES = (
 def writer(directory, steps, limit=0, devices=1):
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
   }
   command = [sys.executable, '-c', WRITER, str(directory), str(steps), str(limit)]
   return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)

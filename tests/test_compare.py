@@ -1,13 +1,10 @@
 """Schemes are compared with the same budget, and what is finished is not done again."""
 
-import contextlib
 import json
 import shutil
 import statistics
 
-import jax
 import pytest
-from e2e import caches
 
 import train
 from benchmarks import compare
@@ -19,28 +16,11 @@ CONFIGS = '--configs=configs/none.py,configs/learned.py'
 SEEDS = '--seeds=0,1'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
-
-
-@contextlib.contextmanager
-def quick_compilation():
-  """As `compile_quickly` of conftest.py, and every program is kept, however small."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """A comparison of two schemes and two seeds, of seconds: the seeds share compiled programs."""
   workdir = tmp_path_factory.mktemp('compare') / 'all'
-  with quick_compilation():
-    run(workdir)
+  run(workdir)
   return workdir
 
 
@@ -191,8 +171,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_ends_the_same(copy, asked, mo
   assert asked == ['learned-0'] and 'Stopped. The same command' in capsys.readouterr().out
   assert not (copy / 'comparison.json').exists()
   monkeypatch.undo()
-  with quick_compilation():
-    run(copy)
+  run(copy)
   after = read(copy)
   assert after['schemes'] == before['schemes'] and after['seconds'] > before['seconds']
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from e2e import ROOT, caches, train_here, words
+from e2e import ROOT, train_here, words
 
 import train
 from posjax import positions
@@ -17,12 +17,6 @@ EXPERIMENTS = sorted(
   path.stem for path in (ROOT / 'configs').glob('[!_]*.py') if path.stem != 'base'
 )
 EVALUATIONS = sorted(path.stem for path in (ROOT / 'configs' / 'eval').glob('[!_]*.py'))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
 
 
 @pytest.fixture(scope='module')

@@ -24,7 +24,6 @@ from posjax.decoder import Decoder
 from posjax.extension import METHODS, applicable, each, extend
 from posjax.positions import Dims
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 def combined():
   """The combinations of all configs, by the config's path."""

@@ -12,8 +12,6 @@ from posjax.decoder import Decoder, check_length
 from posjax.extension import extend
 from posjax.norm import LayerNorm, RMSNorm
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
-
 B, L, V = 2, 7, 11
 SIZES = {
   'length': 16, 'vocabulary': V, 'width': 8, 'layers': 2, 'heads': 4, 'kv_heads': 2,

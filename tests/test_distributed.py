@@ -6,19 +6,13 @@ import socket
 
 import jax
 import pytest
-from e2e import assert_close, caches, finish_all, launch, stored, train_here, wait_for_step, words
+from e2e import assert_close, finish_all, launch, stored, train_here, wait_for_step, words
 
 from posjax import metrics, sharding
 
 LIKE = ('log.every=1', 'checkpoint.every=100')
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID',
              'JOB_COMPLETION_INDEX', 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES')  # fmt: skip
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
 
 
 @pytest.fixture(scope='module')

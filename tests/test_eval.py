@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from e2e import caches, train_here
+from e2e import train_here
 
 import eval as evaluation
 from posjax import run
@@ -17,12 +17,6 @@ from posjax.decoder import as_trained, build
 from posjax.extension import linear, yarn
 
 EXTEND = '--eval=configs/eval/extend.py:smoke'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
 
 
 @pytest.fixture(scope='module')

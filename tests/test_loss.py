@@ -11,8 +11,6 @@ from posjax.attention import Layer
 from posjax.decoder import Decoder
 from posjax.loss import token_losses
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
-
 B, L, V, D = 2, 11, 13, 8
 
 

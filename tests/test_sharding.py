@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from e2e import (
   assert_close,
-  caches,
   finish,
   launch,
   stored,
@@ -31,12 +30,6 @@ MESHES = {
   'all': ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2'),
 }
 LIKE = ('train.batch=8', 'log.every=1')  # eight rows, for eight devices
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
 
 
 @pytest.fixture(scope='module')

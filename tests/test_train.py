@@ -12,7 +12,6 @@ import pytest
 from e2e import (
   assert_close,
   assert_same_bits,
-  caches,
   finish,
   launch,
   losses,
@@ -27,12 +26,6 @@ from posjax import cli, metrics, run
 
 STEPS = 120
 LONG = (f'train.steps={STEPS}', 'checkpoint.every=20', 'log.every=1')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with caches(tmp_path_factory):
-    yield
 
 
 @pytest.fixture(scope='module')

@@ -20,7 +20,7 @@ def dims():
 
 
 @pytest.fixture
-def attention(compile_quickly):
+def attention():
   """out_LHV of our attention: every hook of the scheme, the operator, the mask."""
 
   def run(
