@@ -31,6 +31,16 @@ def caches(tmp_path_factory):
     yield
 
 
+@pytest.fixture(scope='session')
+def six_steps(tmp_path_factory):
+  """A run of e2e.SMOKE that reports each step. To read; who writes into it makes a copy."""
+  from e2e import train_here
+
+  workdir = tmp_path_factory.mktemp('six') / 'run'
+  train_here(workdir, 'log.every=1')
+  return workdir
+
+
 @pytest.fixture
 def rng():
   return np.random.default_rng(0)

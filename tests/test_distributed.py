@@ -15,11 +15,6 @@ VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID',
              'JOB_COMPLETION_INDEX', 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES')  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def one_process(tmp_path_factory):
-  return train_here(tmp_path_factory.mktemp('one') / 'run', *LIKE)
-
-
 def free_port():
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -63,10 +58,10 @@ def launch_two(workdir, *settings, told=(flags, flags), port=None, devices=1):
   return processes
 
 
-def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(one_process, tmp_path):
+def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(six_steps, tmp_path):
   # One is told by flags, the other by variables: they must understand each other.
   (_, err), (_, silent) = finish_all(launch_two(tmp_path / 'run', told=(flags, variables)))
-  assert_close(metrics.read(tmp_path / 'run'), one_process)
+  assert_close(metrics.read(tmp_path / 'run'), metrics.read(six_steps))
   assert 'step 6/6' in err and 'step ' not in silent
   assert len(json.loads((tmp_path / 'run' / 'revision.json').read_text())) == 1
   assert '2 x ' in json.loads((tmp_path / 'run' / 'revision.json').read_text())[0]['devices']
@@ -75,12 +70,12 @@ def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(one_pr
 
 @pytest.mark.slow
 @pytest.mark.parametrize('tell', [kubernetes, slurm])
-def test_two_processes_find_each_other_through_their_launcher(tell, one_process, tmp_path):
+def test_two_processes_find_each_other_through_their_launcher(tell, six_steps, tmp_path):
   port = free_port()
   if tell is slurm:  # the only ports that JAX may choose there
     port = 65535 - 2**12 + port % 2**12
   finish_all(launch_two(tmp_path / 'run', told=(tell, tell), port=port))
-  assert_close(metrics.read(tmp_path / 'run'), one_process)
+  assert_close(metrics.read(tmp_path / 'run'), metrics.read(six_steps))
 
 
 @pytest.mark.slow

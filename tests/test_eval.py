@@ -20,11 +20,9 @@ EXTEND = '--eval=configs/eval/extend.py:smoke'
 
 
 @pytest.fixture(scope='module')
-def rope(tmp_path_factory):
-  """A run of six steps."""
-  workdir = tmp_path_factory.mktemp('rope') / 'run'
-  train_here(workdir)
-  return workdir
+def rope(six_steps, tmp_path_factory):
+  """A run of six steps, to evaluate."""
+  return shutil.copytree(six_steps, tmp_path_factory.mktemp('rope') / 'run')
 
 
 def evaluate(workdir, *words):

@@ -244,12 +244,6 @@ def test_a_dry_run_refuses_what_a_run_would():
       train.main(['--config=configs/rope.py:smoke', '--dry_run', f'--config.{setting}'])
 
 
-@pytest.fixture(scope='module')
-def usual(tmp_path_factory):
-  """Metrics of six steps, on rows of which each loss can be reported."""
-  return train_here(tmp_path_factory.mktemp('usual'), 'log.every=1')
-
-
 @pytest.mark.parametrize(
   'setting',
   [
@@ -260,8 +254,8 @@ def usual(tmp_path_factory):
     pytest.param('train.loss_chunk=16', marks=pytest.mark.slow),
   ],
 )
-def test_what_trades_memory_for_time_leaves_the_losses_alone(setting, usual, tmp_path):
-  assert_close(train_here(tmp_path, 'log.every=1', setting), usual)
+def test_what_trades_memory_for_time_leaves_the_losses_alone(setting, six_steps, tmp_path):
+  assert_close(train_here(tmp_path, 'log.every=1', setting), metrics.read(six_steps))
 
 
 def test_the_loss_falls_on_the_real_corpus_within_thirty_steps(straight):
