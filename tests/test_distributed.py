@@ -1,6 +1,8 @@
 """Two processes, as on two hosts, train what one does."""
 
+import contextlib
 import json
+import random
 import signal
 import socket
 
@@ -15,10 +17,13 @@ VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID',
              'JOB_COMPLETION_INDEX', 'SLURM_NTASKS', 'TPU_WORKER_HOSTNAMES')  # fmt: skip
 
 
-def free_port():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    return free.getsockname()[1]
+def free_port(ports=(0,)):
+  """One of `ports` that nobody listens on; 0 is any."""
+  for port in ports:
+    with socket.socket() as free, contextlib.suppress(OSError):
+      free.bind(('localhost', port))
+      return free.getsockname()[1]
+  raise AssertionError(f'No port of {ports} is free.')
 
 
 def flags(process, port):
@@ -40,10 +45,9 @@ def kubernetes(process, port):
 
 
 def slurm(process, port):
-  # JAX derives the port of the coordinator from the job's number.
-  job = port - (65535 - 2**12)
+  # JAX listens on port 61440 + job % 4096: on that of the job's number, from 61440 on.
   return [], {
-    'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2',
+    'SLURM_JOB_ID': str(port), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2',
     'SLURM_PROCID': str(process), 'SLURM_LOCALID': '0', 'SLURM_STEP_NUM_NODES': '2',
   }  # fmt: skip
 
@@ -71,9 +75,7 @@ def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(six_st
 @pytest.mark.slow
 @pytest.mark.parametrize('tell', [kubernetes, slurm])
 def test_two_processes_find_each_other_through_their_launcher(tell, six_steps, tmp_path):
-  port = free_port()
-  if tell is slurm:  # the only ports that JAX may choose there
-    port = 65535 - 2**12 + port % 2**12
+  port = free_port(random.sample(range(61440, 65536), 9) if tell is slurm else (0,))
   finish_all(launch_two(tmp_path / 'run', told=(tell, tell), port=port))
   assert_close(metrics.read(tmp_path / 'run'), metrics.read(six_steps))
 
