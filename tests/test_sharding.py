@@ -26,7 +26,6 @@ from posjax.config import load
 
 MESHES = {
   'data': ('mesh.data=8',),
-  'data-fsdp': ('mesh.data=2', 'mesh.fsdp=4'),
   'all': ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2'),
 }
 LIKE = ('train.batch=8', 'log.every=1')  # eight rows, for eight devices
@@ -59,6 +58,12 @@ def halfway(source, target):
 @pytest.mark.parametrize('mesh', MESHES)
 def test_eight_devices_report_the_losses_of_one(mesh, eight_devices, one_device):
   assert_close(metrics.read(eight_devices / mesh), metrics.read(one_device))
+
+
+@pytest.mark.slow
+def test_copies_in_parts_without_a_tensor_axis_report_the_losses_of_one(one_device, tmp_path):
+  train_there(words(tmp_path / 'run', *LIKE, 'mesh.data=2', 'mesh.fsdp=4'), devices=8)
+  assert_close(metrics.read(tmp_path / 'run'), metrics.read(one_device))
 
 
 def test_a_run_that_moves_between_one_and_eight_devices_reports_the_same(

@@ -248,7 +248,7 @@ def test_a_dry_run_refuses_what_a_run_would():
   'setting',
   [
     'train.accumulate=2',
-    'model.remat=block',
+    pytest.param('model.remat=block', marks=pytest.mark.slow),
     pytest.param('model.remat=dots', marks=pytest.mark.slow),
     pytest.param('model.attention=dense', marks=pytest.mark.slow),
     pytest.param('train.loss_chunk=16', marks=pytest.mark.slow),
