@@ -172,7 +172,7 @@ def encoded(scheme: Scheme, position, x_LD, q_LHK, k_LGK, rows: Rows, scale, *, 
   columns: append the scheme's to queries and keys.
   """
   params, spectrum = position
-  query_features, key_features = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows.pos_L)
+  query_features, key_features = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
   q_LHK = scheme.query(params, spectrum, q_LHK, rows.pos_L)
   k_LGK = scheme.key(params, spectrum, k_LGK, rows.pos_L)
   query = dataclasses.replace(rows, features_L=query_features)

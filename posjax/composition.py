@@ -152,9 +152,9 @@ class Together(Parts):
       k_LGK = part.key(own, numbers, k_LGK, pos_L)
     return k_LGK
 
-  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     pairs = [
-      part.features(own, numbers, x_LD, q_LHK, k_LGK, pos_L)
+      part.features(own, numbers, x_LD, q_LHK, k_LGK, rows)
       for part, own, numbers in self.each(params, spectrum)
     ]
     return tuple(zip(*pairs, strict=True))
@@ -252,11 +252,11 @@ class Heads(Parts):
     parts = zip(self.each(params, spectrum), self.cut(k_LGK, 1), strict=True)
     return _level([part.key(own, numbers, k, pos_L) for (part, own, numbers), k in parts])
 
-  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     parts = zip(
       self.each(params, spectrum), self.cut(q_LHK, 1), self.cut(k_LGK, 1), strict=True
     )
-    pairs = [part.features(own, numbers, x_LD, q, k, pos_L) for (part, own, numbers), q, k in parts]
+    pairs = [part.features(own, numbers, x_LD, q, k, rows) for (part, own, numbers), q, k in parts]
     return tuple(zip(*pairs, strict=True))
 
   def score(self, params, spectrum, s_HIJ, tile):

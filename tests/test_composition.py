@@ -33,7 +33,7 @@ def rows(features=None):
 def bias(scheme, params, spectrum, x_LD, H=4):
   """What the scheme adds to logits of zero, with features of its own."""
   q_LHK, k_LGK = jnp.ones((L, H, 8)), jnp.ones((L, H // 2, 8))
-  fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, jnp.arange(L))
+  fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows())
   return scheme.score(params, spectrum, jnp.zeros((H, L, L)), Tile(rows(fq), rows(fk)))
 
 

@@ -208,10 +208,10 @@ def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
     tokens_L = FIRST + jnp.arange(len(x_LD)) % (V - FIRST)
     x_LD = scheme.embed(params, spectrum, x_LD, tokens_L, pos_L)
     q_LHK, k_LGK, v_LGK = (jnp.einsum('ld,dhk->lhk', x_LD, w.astype(x_LD.dtype)) for w in project)
-    fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, pos_L)
     rows = Rows(
       index_L=jnp.arange(len(x_LD)), pos_L=pos_L, segment_L=segment_L, contiguous=contiguous
     )
+    fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
     return form(
       scheme.query(params, spectrum, q_LHK, pos_L),
       scheme.key(params, spectrum, k_LGK, pos_L),
@@ -409,9 +409,10 @@ def test_columns_are_the_score_up_to_what_depends_on_the_query_alone(name):
   scale, pos_L = 8**-0.5, jnp.arange(length)
   x_LD = jnp.asarray(rng.normal(size=(length, 16)), jnp.float32)
   q_LHK, k_LGK = jnp.ones((length, 4, 8)), jnp.ones((length, 2, 8))
-  fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, pos_L)
-  query = Rows(index_L=pos_L, pos_L=pos_L, features_L=fq)
-  key = Rows(index_L=pos_L, pos_L=pos_L, features_L=fk)
+  rows = Rows(index_L=pos_L, pos_L=pos_L)
+  fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
+  query = dataclasses.replace(rows, features_L=fq)
+  key = dataclasses.replace(rows, features_L=fk)
   few = jax.tree.map(lambda x: x[chosen], query)
   zeros_HIJ = jnp.zeros((4, len(chosen), length))
   bias_HIJ = np.float64(scheme.score(params, as_arrays(spectrum), zeros_HIJ, Tile(few, key)))

@@ -89,13 +89,14 @@ class Scheme:
     return k_LGK
 
   def features(
-    self, params: Params, spectrum: Spectrum, x_LD: Array, q_LHK: Array, k_LGK: Array, pos_L: Array
+    self, params: Params, spectrum: Spectrum, x_LD: Array, q_LHK: Array, k_LGK: Array, rows: Rows
   ) -> tuple[Any, Any]:
     """What `score` needs of content: pytrees of arrays [L, ...] for query and for key rows.
 
-    x_LD is what the layer's queries and keys were projected from.
+    x_LD is what the layer's queries and keys were projected from; `rows` knows the positions, and
+    which tokens belong to one document.
     """
-    del params, spectrum, x_LD, q_LHK, k_LGK, pos_L
+    del params, spectrum, x_LD, q_LHK, k_LGK, rows
     return None, None
 
   def table(self, params: Params, spectrum: Spectrum, r_R: Array) -> Any:

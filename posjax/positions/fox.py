@@ -41,7 +41,7 @@ class FoX(Scheme):
     D, H = dims.width, dims.heads
     return {'gate_DH': self.deviation * jax.random.normal(key, (D, H)), 'bias_H': jnp.zeros(H)}
 
-  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     gate_LH = x_LD.astype(jnp.float32) @ params['gate_DH'] + params['bias_H']
     kept_LH = jnp.cumsum(jax.nn.log_sigmoid(gate_LH), axis=0)
     return kept_LH, kept_LH
