@@ -20,8 +20,10 @@ def dense(
   group = q_LHK.shape[1] // k_LGK.shape[1]
   k_LHK, v_LHV = jnp.repeat(k_LGK, group, axis=1), jnp.repeat(v_LGV, group, axis=1)
   raw_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK, preferred_element_type=jnp.float32)
+  if logits.mask.counts_from_begin:
+    query = query.with_begin_of(key)
   table_M = logits.tabled(operands, query, key)
-  tile = Tile(query.with_begin(), key.with_begin(), logits.mask, table_M)
+  tile = Tile(query, key, logits.mask, table_M)
   s_HIJ, _ = logits(temperature, operands, raw_HIJ, tile, logits.begin(operands, query))
   p_HIJ = jax.nn.softmax(s_HIJ, axis=-1)
   out_LHV = jnp.einsum(

@@ -31,7 +31,7 @@ class Rows:
   pos_L: the position a scheme works with, in tokens.
   segment_L: document of a packed row; tokens see their own document only. None: one document.
   begin_L: index of the first token of each token's document, from which sinks and chunks count;
-    None: where `segment_L` changes, which is right for whole rows.
+    None where all begin at index 0, or nobody has looked yet (`with_begin`).
   features_L: pytree of arrays [L, ...] that a scheme computed from content (`Scheme.features`).
   contiguous: promises that pos_L rises by one per token within each document, so that distances
     are those of index_L: one table of biases for the whole batch instead of one per sequence.
@@ -45,14 +45,24 @@ class Rows:
   contiguous: bool = False
 
   def with_begin(self) -> 'Rows':
-    """The same rows, knowing where their documents begin; rows of a batch, too."""
-    if self.begin_L is not None:
+    """Rows that start at index 0, knowing where their documents begin; rows of a batch, too."""
+    if self.begin_L is not None or self.segment_L is None:
       return self
-    first_L = jnp.arange(len(self.index_L)) == 0
-    if self.segment_L is not None:
-      first_L |= self.segment_L != jnp.roll(self.segment_L, 1, axis=-1)
-    begin_L = jnp.broadcast_to(jnp.where(first_L, self.index_L, 0), self.pos_L.shape)
+    first = self.segment_L != jnp.roll(self.segment_L, 1, axis=-1)
+    begin_L = jnp.where(first, self.index_L, 0)
     return dataclasses.replace(self, begin_L=lax.cummax(begin_L, axis=begin_L.ndim - 1))
+
+  def with_begin_of(self, key: 'Rows') -> 'Rows':
+    """Queries that may start anywhere among `key`, whole rows numbered from 0."""
+    begin_L = key.with_begin().begin_L
+    if self.begin_L is not None or begin_L is None:
+      return self
+    return dataclasses.replace(self, begin_L=begin_L[self.index_L])
+
+  @property
+  def place_L(self) -> Array:
+    """Place within the document, of rows that know where theirs begin."""
+    return self.index_L if self.begin_L is None else self.index_L - self.begin_L
 
   def cut(self, start, size: int) -> 'Rows':
     """Rows [start, start + size)."""
@@ -231,11 +241,10 @@ class Mask:
     if self.window is not None:
       near_IJ = j_1J > i_I1 - self.window
       if self.sinks:
-        near_IJ |= j_1J < query.begin_L[:, None] + self.sinks
+        near_IJ |= j_1J < i_I1 - query.place_L[:, None] + self.sinks
       visible_IJ &= near_IJ
     if self.chunk is not None:
-      place_L = query.index_L - query.begin_L
-      visible_IJ &= j_1J >= (query.index_L - place_L % self.chunk)[:, None]
+      visible_IJ &= j_1J >= i_I1 - (query.place_L % self.chunk)[:, None]
     if query.segment_L is not None:
       visible_IJ &= query.segment_L[:, None] == key.segment_L[None, :]
     return visible_IJ
@@ -250,12 +259,14 @@ class Mask:
     oldest = 0
     if self.window is not None:
       oldest = jnp.maximum(oldest, first - self.window + 1)
-    if self.chunk is not None:  # whatever document the query is in, so that a batch has one range
-      oldest = jnp.maximum(oldest, first - self.chunk + 1)
+    if self.chunk is not None:
+      # With documents that begin anywhere, whichever the query is in: a batch has one range.
+      back = first % self.chunk if query_I.begin_L is None else self.chunk - 1
+      oldest = jnp.maximum(oldest, first - back)
     near = high - oldest // J
     if not self.sinks:
       return near, lambda n: high - 1 - n
-    if query_I.segment_L is not None:  # a document, and its sinks, may begin anywhere
+    if query_I.begin_L is not None:  # a document, and its sinks, may begin anywhere
       return high, lambda n: high - 1 - n
     first_ones = jnp.minimum(-(-self.sinks // J), high - near)
     return near + first_ones, lambda n: jnp.where(n < near, high, near + first_ones) - 1 - n

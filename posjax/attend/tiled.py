@@ -39,7 +39,7 @@ def tiled(
   """
   Lq, Lk = len(q_LHK), len(k_LGK)
   if logits.mask.counts_from_begin:
-    query, key = query.with_begin(), key.with_begin()
+    query = query.with_begin_of(key)
   I, J = sizes or tile_sizes(Lq, Lk)
   whole_q, whole_k = -(-Lq // I) * I, -(-Lk // J) * J
   if whole_q > Lq or whole_k > Lk:  # padding is told from a single document by its segment
