@@ -217,6 +217,27 @@ def test_tiled_equals_dense_in_values_and_gradients(case, tolerance):
     assert all(float(jnp.abs(g).max()) > 1e-3 for g in jax.tree.leaves(theirs)) or window == 1
 
 
+def test_the_gradient_of_bfloat16_features_is_summed_in_float32(rng):
+  """Over 64 tiles of queries: a total in bfloat16 would stop growing."""
+  L = 256
+  q_LHK, k_LGK, v_LGV = vectors(rng, L, 1, 1)
+  v_LGV = v_LGV.at[:, :, 0].set(jnp.arange(L)[:, None] < 20)
+  c_L = jnp.asarray(rng.normal(size=L), jnp.bfloat16)
+
+  def score(s_HIJ, tile):
+    return s_HIJ + tile.key.features_L.astype(jnp.float32)
+
+  def total(c_L, form):
+    logits = Logits(scale=1.0, score=score)
+    return form(q_LHK, k_LGK, v_LGV, rows(L), rows(L, features=c_L), logits)[..., 0].sum()
+
+  got_L = jax.grad(total)(c_L, functools.partial(tiled, sizes=(4, L)))
+  exact_L = jax.grad(total)(c_L.astype(jnp.float32), dense)
+  assert got_L.dtype == jnp.bfloat16
+  # A part of each tile is rounded, and their sum: half a unit of either.
+  np.testing.assert_allclose(np.float32(got_L[:20]), exact_L[:20], rtol=2**-8)
+
+
 def test_in_tiles_no_gradient_reaches_a_later_token_or_one_out_of_the_window(rng):
   q_LHK, k_LGK, v_LGV = vectors(rng, 11, 2, 1)
   logits = Logits(scale=1.0, mask=Mask(window=4))

@@ -13,6 +13,7 @@ tiles, X/Y/Z the axes of a matmul.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,133 +122,149 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperatur
   return out_HLV, saved
 
 
+@dataclasses.dataclass(frozen=True)
+class _Queries:
+  """A tile of queries in the backward pass, and what the forward pass has left of its rows."""
+
+  logits: Logits
+  rows: Rows
+  place: jax.Array  # in a table by distance, of the largest one to the key 0
+  q_HIK: jax.Array
+  g_HIV: jax.Array
+  lse_HI1: jax.Array
+  delta_HI1: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+  """All keys and values, with rows last where a product wants them last; in tiles of J."""
+
+  J: int
+  rows: Rows
+  k_GLK: jax.Array
+  k_GKL: jax.Array
+  v_GVL: jax.Array
+  table_R: Any
+
+
 def _backward(logits, sizes, saved, g_HLV):
   """Cotangents of all but the static arguments, summed tile by tile as they are recomputed."""
   q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI = saved
   I, J = sizes
-  G, Lk, _ = k_GLK.shape
-  Lq = q_HLK.shape[1]
-  k_GKL, v_GVL = jnp.swapaxes(k_GLK, 1, 2), jnp.swapaxes(v_GLV, 1, 2)
+  shared, Lq = (temperature, operands), q_HLK.shape[1]
   delta_HL = (g_HLV.astype(jnp.float32) * out_HLV).sum(-1)
 
+  k_GKL, v_GVL = jnp.swapaxes(k_GLK, 1, 2), jnp.swapaxes(v_GLV, 1, 2)
+  keys = _Keys(J, key, k_GLK, k_GKL, v_GVL, table_R)
+
   def one_query_tile(sums, i):
-    q_HIK, g_HIV = _cut(q_HLK, i * I, I, 1), _cut(g_HLV, i * I, I, 1)
-    q_HKI, g_HVI = jnp.swapaxes(q_HIK, 1, 2), jnp.swapaxes(g_HIV, 1, 2)
-    query_I = query.cut(i * I, I)
-    lse_HI1, delta_HI1 = lse_THI[i][..., None], _cut(delta_HL, i * I, I, 1)[..., None]
-    count, place = logits.mask.key_tiles(query_I, J, Lk // J)
+    cut = lambda x_HLX: _cut(x_HLX, i * I, I, 1)
+    rows_HI1 = lse_THI[i][..., None], cut(delta_HL)[..., None]
+    place = _place_in_table(Lq, i, 0, I)
+    queries = _Queries(logits, query.cut(i * I, I), place, cut(q_HLK), cut(g_HLV), *rows_HI1)
+    return _query_tile(sums, queries, keys, shared)
 
-    def masked(j, temperature, operands, raw_HIJ, features_I, features_J, table_M, state):
-      tile = _tile(logits, query_I, key.cut(j, J), features_I, features_J, table_M)
-      return logits(temperature, operands, raw_HIJ, tile, state)
-
-    def table_of(j):
-      return _cut_all(table_R, _place_in_table(Lq, i, j, I), I + J)
-
-    def products(j):
-      return _grouped(q_HIK, _cut(k_GKL, j, J, 2))
-
-    def one_step(n, walked):
-      state, states_N = walked
-      j = place(n) * J
-      features_J = key.cut(j, J).features_L
-      _, new = masked(
-        j, temperature, operands, products(j), query_I.features_L, features_J, table_of(j), state
-      )
-      return new, jax.tree.map(lambda x_N, x: x_N.at[n].set(x), states_N, state)
-
-    def begin(operands, features_I):
-      return logits.begin(operands, dataclasses.replace(query_I, features_L=features_I))
-
-    first, pull_begin = jax.vjp(begin, operands, query_I.features_L)
-    states_N = jax.tree.map(lambda x: jnp.zeros((Lk // J, *x.shape), x.dtype), first)
-    if jax.tree.leaves(first):
-      _, states_N = lax.fori_loop(0, count, one_step, (first, states_N))
-
-    def one_key_tile(m, carry):
-      dq_HIK, dfeatures_I, dstate, (dk_GKL, dv_GVL, dfeatures_L, dtable_R, dshared) = carry
-      n = count - 1 - m
-      j = place(n) * J
-      key_J = key.cut(j, J)
-      (s_HIJ, _), pull = jax.vjp(
-        functools.partial(masked, j),
-        temperature,
-        operands,
-        products(j),
-        query_I.features_L,
-        key_J.features_L,
-        table_of(j),
-        jax.tree.map(lambda x_N: x_N[n], states_N),
-      )
-      p_HIJ = jnp.exp(s_HIJ - lse_HI1)
-      dp_HIJ = _grouped(g_HIV, _cut(v_GVL, j, J, 2))
-      if logits.read is not None:
-
-        def read(operands, p_HIJ, features_I, features_J):
-          tile = _tile(logits, query_I, key_J, features_I, features_J)
-          return logits.read(*operands, p_HIJ, tile)
-
-        _, pull_read = jax.vjp(read, operands, p_HIJ, query_I.features_L, key_J.features_L)
-        dread, more_HIJ, *dread_features = pull_read(g_HIV.astype(jnp.float32))
-        dp_HIJ += more_HIJ
-      *shared, draw_HIJ, features_I, features_J, dtable_M, dstate = pull(
-        (p_HIJ * (dp_HIJ - delta_HI1), dstate)
-      )
-      if logits.read is not None:
-        shared[1] = _sum(shared[1], dread)
-        features_I, features_J = _sum([features_I, features_J], dread_features)
-      draw_HIJ = draw_HIJ.astype(q_HLK.dtype)
-      return (
-        dq_HIK + _grouped(draw_HIJ, _cut(k_GLK, j, J, 1)),
-        _sum(dfeatures_I, features_I),
-        dstate,
-        (
-          _add(dk_GKL, _group_sums(q_HKI, draw_HIJ, G), j, 2),
-          _add(dv_GVL, _group_sums(g_HVI, p_HIJ.astype(g_HVI.dtype), G), j, 2),
-          _add_all(dfeatures_L, features_J, j),
-          _add_all(dtable_R, dtable_M, _place_in_table(Lq, i, j, I)),
-          _sum(dshared, shared),
-        ),
-      )
-
-    start = jnp.zeros(q_HIK.shape), _zeros(query_I.features_L), _zeros(first), sums
-    dq_HIK, dfeatures_I, dfirst, sums = lax.fori_loop(0, count, one_key_tile, start)
-    if jax.tree.leaves(first):
-      more, more_I = pull_begin(dfirst)
-      *others, (dtemperature, doperands) = sums
-      sums = (*others, [dtemperature, _sum(doperands, more)])
-      dfeatures_I = _sum(dfeatures_I, more_I)
-    return sums, (dq_HIK, dfeatures_I)
-
-  sums = (
-    jnp.zeros(k_GKL.shape),
-    jnp.zeros(v_GVL.shape),
-    _zeros(key.features_L),
-    _zeros(table_R),
-    _zeros([temperature, operands]),
-  )
-  sums, (dq_THIK, dfeatures_TI) = lax.scan(one_query_tile, sums, jnp.arange(Lq // I))
-  dk_GKL, dv_GVL, dfeatures_J, dtable_R, dshared = sums
-  dfeatures_I = jax.tree.map(lambda x: x.reshape(Lq, *x.shape[2:]), dfeatures_TI)
+  zeros = _zeros((k_GKL, v_GVL, key.features_L, table_R, shared))
+  sums, (dq_THIK, dquery_TI) = lax.scan(one_query_tile, zeros, jnp.arange(Lq // I))
+  dk_GKL, dv_GVL, dkey_L, dtable_R, dshared = sums
+  dtemperature, doperands = _cast(dshared, shared)
+  dquery_L = jax.tree.map(lambda x: x.reshape(Lq, *x.shape[2:]), dquery_TI)
   return (
     jnp.moveaxis(dq_THIK, 0, 1).reshape(q_HLK.shape).astype(q_HLK.dtype),
     jnp.swapaxes(dk_GKL, 1, 2).astype(k_GLK.dtype),
     jnp.swapaxes(dv_GVL, 1, 2).astype(v_GLV.dtype),
-    _cotangent(query, dfeatures_I),
-    _cotangent(key, dfeatures_J),
-    dtable_R,
-    *dshared,
+    _cotangent(query, _cast(dquery_L, query.features_L)),
+    _cotangent(key, _cast(dkey_L, key.features_L)),
+    _cast(dtable_R, table_R),
+    dtemperature,
+    doperands,
   )
 
 
-def _tile(logits, query_I: Rows, key_J: Rows, features_I, features_J, table_M=None) -> Tile:
-  """A tile whose features and table are the ones given: what a derivative is taken to."""
-  return Tile(
-    dataclasses.replace(query_I, features_L=features_I),
-    dataclasses.replace(key_J, features_L=features_J),
-    logits.mask,
-    table_M,
+def _query_tile(sums, queries: _Queries, keys: _Keys, shared):
+  """(sums, (dq_HIK, dfeatures_I)) after one more tile of queries; of `sums`, see `_backward`."""
+  (temperature, operands), rows = shared, queries.rows
+  G, Lk, _ = keys.k_GLK.shape
+  count, place = queries.logits.mask.key_tiles(rows, keys.J, Lk // keys.J)
+  q_HKI, g_HVI = jnp.swapaxes(queries.q_HIK, 1, 2), jnp.swapaxes(queries.g_HIV, 1, 2)
+
+  def begin(operands, features_I):
+    return queries.logits.begin(operands, _with(rows, features_I))
+
+  first, pull_first = jax.vjp(begin, operands, rows.features_L)
+  states_N = _states(queries, keys, shared, first, count, place)
+
+  def one_key_tile(m, carry):
+    dq_HIK, dfeatures_I, dstate, (dk_GKL, dv_GVL, dfeatures_L, dtable_R, dshared) = carry
+    n = count - 1 - m
+    j = place(n) * keys.J
+    state = jax.tree.map(lambda x_N: x_N[n], states_N)
+    p_HIJ, (*more, draw_HIJ, more_I, more_J, dtable_M, dstate) = _pull(
+      queries, keys, j, shared, state, dstate
+    )
+    draw_HIJ = draw_HIJ.astype(q_HKI.dtype)
+    sums = (
+      _add(dk_GKL, _group_sums(q_HKI, draw_HIJ, G), j, 2),
+      _add(dv_GVL, _group_sums(g_HVI, p_HIJ.astype(g_HVI.dtype), G), j, 2),
+      _add_all(dfeatures_L, more_J, j),
+      _add_all(dtable_R, dtable_M, queries.place + j),
+      _sum(dshared, tuple(more)),
+    )
+    dq_HIK += _grouped(draw_HIJ, _cut(keys.k_GLK, j, keys.J, 1))
+    return dq_HIK, _sum(dfeatures_I, more_I), dstate, sums
+
+  start = jnp.zeros(queries.q_HIK.shape), _zeros(rows.features_L), _zeros(first), sums
+  dq_HIK, dfeatures_I, dfirst, sums = lax.fori_loop(0, count, one_key_tile, start)
+  more, more_I = pull_first(dfirst)
+  *sums, dshared = sums
+  dshared = _sum(dshared, (_zeros(temperature), more))
+  return (*sums, dshared), (dq_HIK, _sum(dfeatures_I, more_I))
+
+
+def _states(queries: _Queries, keys: _Keys, shared, first, count, place):
+  """states_N: walked again, the one that each tile of keys begins with."""
+  N = keys.k_GLK.shape[1] // keys.J
+  states_N = jax.tree.map(lambda x: jnp.zeros((N, *x.shape), x.dtype), first)
+  if not jax.tree.leaves(first):
+    return states_N
+
+  def one_step(n, walked):
+    state, states_N = walked
+    key_J, inputs = _inputs(queries, keys, place(n) * keys.J)
+    *_, new = _weights(queries, key_J, *shared, *inputs, state)
+    return new, jax.tree.map(lambda x_N, x: x_N.at[n].set(x), states_N, state)
+
+  return lax.fori_loop(0, count, one_step, (first, states_N))[1]
+
+
+def _pull(queries: _Queries, keys: _Keys, j, shared, state, dstate):
+  """p_HIJ of the tile of keys from j on, and cotangents of `shared`, its inputs and its state."""
+  key_J, inputs = _inputs(queries, keys, j)
+  (p_HIJ, read, _), pull = jax.vjp(
+    functools.partial(_weights, queries, key_J), *shared, *inputs, state
   )
+  dp_HIJ = _grouped(queries.g_HIV, _cut(keys.v_GVL, j, keys.J, 2)) - queries.delta_HI1
+  dread = jax.tree.map(lambda _: queries.g_HIV.astype(jnp.float32), read)
+  return p_HIJ, pull((dp_HIJ, dread, dstate))
+
+
+def _inputs(queries: _Queries, keys: _Keys, j):
+  """Rows of the tile of keys from j on, and (raw_HIJ, features_I, features_J, table_M)."""
+  key_J = keys.rows.cut(j, keys.J)
+  raw_HIJ = _grouped(queries.q_HIK, _cut(keys.k_GKL, j, keys.J, 2))
+  table_M = _cut_all(keys.table_R, queries.place + j, queries.q_HIK.shape[1] + keys.J)
+  return key_J, (raw_HIJ, queries.rows.features_L, key_J.features_L, table_M)
+
+
+def _weights(
+  queries: _Queries, key_J, temperature, operands, raw_HIJ, features_I, features_J, table_M, state
+):
+  """(p_HIJ, what is read beside values, state): of these the derivative of a tile is taken."""
+  logits = queries.logits
+  tile = Tile(_with(queries.rows, features_I), _with(key_J, features_J), logits.mask, table_M)
+  s_HIJ, state = logits(temperature, operands, raw_HIJ, tile, state)
+  p_HIJ = jnp.exp(s_HIJ - queries.lse_HI1)
+  return p_HIJ, () if logits.read is None else logits.read(*operands, p_HIJ, tile), state
 
 
 def _place_in_table(Lq: int, i, j, I: int):
@@ -281,7 +298,16 @@ def _sum(a, b):
 
 
 def _zeros(tree):
-  return jax.tree.map(jnp.zeros_like, tree)
+  """To sum in: float32, whatever is summed."""
+  return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x)), tree)
+
+
+def _cast(tree, like):
+  return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
+
+
+def _with(rows: Rows, features_L) -> Rows:
+  return dataclasses.replace(rows, features_L=features_L)
 
 
 def _grouped(a_HIX, b_GXY):
@@ -307,4 +333,4 @@ def _group_sums(a_HXI, b_HIY, G: int):
 def _cotangent(rows: Rows, dfeatures_L) -> Rows:
   """Integers have no derivative; JAX wants float0 zeros in their place."""
   none = jax.tree.map(lambda x: jnp.zeros(x.shape, jax.dtypes.float0), rows)
-  return dataclasses.replace(none, features_L=dfeatures_L)
+  return _with(none, dfeatures_L)
