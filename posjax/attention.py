@@ -162,6 +162,7 @@ def scored(logits: Logits, scheme: Scheme) -> Logits:
     table=scheme.table if scheme.overrides('table') else None,
     start=scheme.start if scheme.walks else None,
     walk=scheme.walk if scheme.walks else None,
+    prepare=scheme.prepare if scheme.overrides('prepare') else None,
     read=scheme.read if scheme.reads else None,
   )
 

@@ -61,6 +61,10 @@ class Parts(Scheme):
   def reads_positions(self) -> bool:
     return any(part.reads_positions for part in self.parts)
 
+  @property
+  def replaces_logits(self) -> bool:
+    return any(part.replaces_logits for part in self.parts)
+
   def overrides(self, hook):
     return any(part.overrides(hook) for part in self.parts)
 
@@ -109,6 +113,18 @@ class Parts(Scheme):
     each = self.each(params, spectrum)
     return tuple(part.table(own, numbers, r_R) for part, own, numbers in each)
 
+  def start(self, params, spectrum, query):
+    return tuple(
+      part.start(own, numbers, _rows_of(query, n))
+      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
+    )
+
+  def prepare(self, params, spectrum, key, J):
+    return tuple(
+      part.prepare(own, numbers, _rows_of(key, n), J)
+      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
+    )
+
   def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
     for part, own, numbers in self.each(params, spectrum):
       x_LD = part.embed(own, numbers, x_LD, tokens_L, pos_L)
@@ -135,8 +151,10 @@ class Together(Parts):
         )
       if self.parts.count(part) > 1:
         raise ValueError(f'{_names(self.parts)}: the same scheme twice. Use it once.')
-    replaced = [part for part in self.parts if part.replaces_logits]
-    if replaced and self.overrides('key'):
+    if any(
+      part.replaces_logits and other.overrides('key')
+      for part, other in itertools.permutations(self.parts, 2)
+    ):
       raise ValueError(
         f'{_names(self.parts)} make no sense together: one computes logits from keys as projected, '
         'which the other would have turned. Use one of them.'
@@ -153,22 +171,19 @@ class Together(Parts):
     return k_LGK
 
   def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
-    pairs = [
-      part.features(own, numbers, x_LD, q_LHK, k_LGK, rows)
-      for part, own, numbers in self.each(params, spectrum)
-    ]
+    pairs, each = [], self.each(params, spectrum)
+    for n, (part, own, numbers) in enumerate(each):
+      own_LHK = q_LHK
+      if part.replaces_logits:  # from queries as the others leave them
+        for other, *theirs in each[:n] + each[n + 1 :]:
+          own_LHK = other.query(*theirs, own_LHK, rows.pos_L)
+      pairs.append(part.features(own, numbers, x_LD, own_LHK, k_LGK, rows))
     return tuple(zip(*pairs, strict=True))
 
   def score(self, params, spectrum, s_HIJ, tile):
     for n, (part, own, numbers) in enumerate(self.each(params, spectrum)):
       s_HIJ = part.score(own, numbers, s_HIJ, _tile_of(tile, n))
     return s_HIJ
-
-  def start(self, params, spectrum, query):
-    return tuple(
-      part.start(own, numbers, _rows_of(query, n))
-      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
-    )
 
   def walk(self, params, spectrum, s_HIJ, tile, state):
     new = []
@@ -265,12 +280,6 @@ class Heads(Parts):
       part.score(own, numbers, s, _tile_of(tile, n))
       for n, ((part, own, numbers), s) in enumerate(parts)
     ])
-
-  def start(self, params, spectrum, query):
-    return tuple(
-      part.start(own, numbers, _rows_of(query, n))
-      for n, (part, own, numbers) in enumerate(self.each(params, spectrum))
-    )
 
   def walk(self, params, spectrum, s_HIJ, tile, state):
     parts = zip(self.each(params, spectrum), self.cut(s_HIJ, 0), state, strict=True)

@@ -20,6 +20,7 @@ def dense(
   group = q_LHK.shape[1] // k_LGK.shape[1]
   k_LHK, v_LHV = jnp.repeat(k_LGK, group, axis=1), jnp.repeat(v_LGV, group, axis=1)
   raw_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK, preferred_element_type=jnp.float32)
+  key = logits.prepared(operands, key, len(k_LHK))
   if logits.mask.counts_from_begin:
     query = query.with_begin_of(key)
   table_M = logits.tabled(operands, query, key)

@@ -280,11 +280,12 @@ class Logits:
 
   score: `score(*operands, s_HIJ, tile) -> s_HIJ` in float32; None leaves logits alone.
   walk: a score that carries a state from newer keys to older: `walk(*operands, s_HIJ, tile, state)
-    -> (s_HIJ, state)`, after `score`. A tile's state is what all newer keys left, and
+    -> (s_HIJ, state)`, before `score`. A tile's state is what all newer keys left, and
     `start(*operands, query)` makes the first one: a pytree of float32 arrays.
   table: what a score needs of distances, where positions are contiguous: `table(*operands, r_R)`
     makes a pytree of arrays [R, ...] once for all tiles and sequences, and each tile gets its own
     part (`Tile.table_M`).
+  prepare: features of keys for tiles of J, from features as they are: `prepare(*operands, key, J)`.
   read: what each query reads beside values: `read(*operands, p_HIJ, tile) -> out_HIV`, linear in
     the weights p, which are those of the tile up to a factor per row.
   """
@@ -295,6 +296,7 @@ class Logits:
   table: Callable[..., Any] | None = None
   start: Callable[..., Any] | None = None
   walk: Callable[..., tuple[Array, Any]] | None = None
+  prepare: Callable[..., Any] | None = None
   read: Callable[..., Array] | None = None
 
   @property
@@ -312,13 +314,19 @@ class Logits:
     """The state before the newest key; without a walk, none."""
     return () if self.start is None else self.start(*operands, query)
 
+  def prepared(self, operands, key: Rows, J: int) -> Rows:
+    """Keys whose features are those for tiles of J; their number is a multiple of it."""
+    if self.prepare is None:
+      return key
+    return dataclasses.replace(key, features_L=self.prepare(*operands, key, J))
+
   def __call__(self, temperature, operands, raw_HIJ: Array, tile: Tile, state=()):
     """(masked s_HIJ, state). temperature: a number, one per head, or None: queries carry it."""
     s_HIJ = raw_HIJ * self.scale
-    if self.score is not None:
-      s_HIJ = self.score(*operands, s_HIJ, tile)
     if self.walk is not None:
       s_HIJ, state = self.walk(*operands, s_HIJ, tile, state)
+    if self.score is not None:
+      s_HIJ = self.score(*operands, s_HIJ, tile)
     if temperature is not None:
       s_HIJ *= jnp.asarray(temperature)[..., None, None]
     return jnp.where(tile.visible_IJ, s_HIJ, HIDDEN), state

@@ -5,7 +5,8 @@ A running softmax over tiles of keys (Milakov & Gimelshein 2018, arXiv:1805.0286
 the tiles again (Dao et al. 2022, arXiv:2205.14135). No scheme writes a derivative: the backward
 pass calls jax.vjp on the very `Logits` that the forward pass calls. Key tiles come newest first, as
 states carried along the keys do; the derivative goes back over them oldest first, from states that
-it has walked again and kept for one tile of queries at a time.
+it has walked again and kept for one tile of queries at a time. What keys are prepared with for
+their tiles is made in both passes, and not kept between them.
 
 Axes: I/J query/key rows of a tile, T tiles of queries, M = I + J distances of a tile, R of all
 tiles, X/Y/Z the axes of a matmul.
@@ -88,6 +89,7 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperatur
   H, Lq, _ = q_HLK.shape
   _, Lk, V = v_GLV.shape
   k_GKL = jnp.swapaxes(k_GLK, 1, 2)
+  keys = logits.prepared(operands, key, J)
 
   def one_query_tile(i):
     q_HIK = _cut(q_HLK, i * I, I, 1)
@@ -98,7 +100,7 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperatur
       out_HIV, top_HI, sum_HI, state = carry
       j = place(n) * J
       table_M = _cut_all(table_R, _place_in_table(Lq, i, j, I), I + J)
-      tile = Tile(query_I, key.cut(j, J), logits.mask, table_M)
+      tile = Tile(query_I, keys.cut(j, J), logits.mask, table_M)
       raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j, J, 2))
       s_HIJ, state = logits(temperature, operands, raw_HIJ, tile, state)
       new_HI = jnp.maximum(top_HI, s_HIJ.max(-1))
@@ -154,8 +156,12 @@ def _backward(logits, sizes, saved, g_HLV):
   shared, Lq = (temperature, operands), q_HLK.shape[1]
   delta_HL = (g_HLV.astype(jnp.float32) * out_HLV).sum(-1)
 
+  def prepared(operands, features_L):
+    return logits.prepared(operands, _with(key, features_L), J).features_L
+
+  features_L, pull_prepared = jax.vjp(prepared, operands, key.features_L)
   k_GKL, v_GVL = jnp.swapaxes(k_GLK, 1, 2), jnp.swapaxes(v_GLV, 1, 2)
-  keys = _Keys(J, key, k_GLK, k_GKL, v_GVL, table_R)
+  keys = _Keys(J, _with(key, features_L), k_GLK, k_GKL, v_GVL, table_R)
 
   def one_query_tile(sums, i):
     cut = lambda x_HLX: _cut(x_HLX, i * I, I, 1)
@@ -164,17 +170,18 @@ def _backward(logits, sizes, saved, g_HLV):
     queries = _Queries(logits, query.cut(i * I, I), place, cut(q_HLK), cut(g_HLV), *rows_HI1)
     return _query_tile(sums, queries, keys, shared)
 
-  zeros = _zeros((k_GKL, v_GVL, key.features_L, table_R, shared))
+  zeros = _zeros((k_GKL, v_GVL, features_L, table_R, shared))
   sums, (dq_THIK, dquery_TI) = lax.scan(one_query_tile, zeros, jnp.arange(Lq // I))
-  dk_GKL, dv_GVL, dkey_L, dtable_R, dshared = sums
-  dtemperature, doperands = _cast(dshared, shared)
+  dk_GKL, dv_GVL, dfeatures_L, dtable_R, dshared = sums
+  more, dkey_L = pull_prepared(_cast(dfeatures_L, features_L))
+  dtemperature, doperands = _cast(_sum(dshared, (_zeros(temperature), more)), shared)
   dquery_L = jax.tree.map(lambda x: x.reshape(Lq, *x.shape[2:]), dquery_TI)
   return (
     jnp.moveaxis(dq_THIK, 0, 1).reshape(q_HLK.shape).astype(q_HLK.dtype),
     jnp.swapaxes(dk_GKL, 1, 2).astype(k_GLK.dtype),
     jnp.swapaxes(dv_GVL, 1, 2).astype(v_GLV.dtype),
     _cotangent(query, _cast(dquery_L, query.features_L)),
-    _cotangent(key, _cast(dkey_L, key.features_L)),
+    _cotangent(key, dkey_L),
     _cast(dtable_R, table_R),
     dtemperature,
     doperands,

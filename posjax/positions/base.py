@@ -117,13 +117,23 @@ class Scheme:
     del params, spectrum, query
     return ()
 
+  def prepare(self, params: Params, spectrum: Spectrum, key: Rows, J: int) -> Any:
+    """features_L of keys that come in tiles of J, from those that `features` made of them.
+
+    For work that a tile of keys needs once, not again for every tile of queries. The number of keys
+    is a multiple of J; the last may be padding, all of whose features are 0.
+    """
+    del params, spectrum, J
+    return key.features_L
+
   def walk(
     self, params: Params, spectrum: Spectrum, s_HIJ: Array, tile: Tile, state: Any
   ) -> tuple[Array, Any]:
-    """As `score`, and after it, with a state that goes from newer keys to older, tile by tile.
+    """As `score`, and before it, with a state that goes from newer keys to older, tile by tile.
 
     Within the tile it is for the scheme to go from newer keys to older. Keys that the query does
-    not see (`tile.visible_IJ`) must leave the state alone.
+    not see (`tile.visible_IJ`) must not change what becomes of those it sees: whether they come at
+    all depends on the tiles.
     """
     del params, spectrum, tile
     return s_HIJ, state
