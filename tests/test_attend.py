@@ -316,7 +316,6 @@ def test_queries_meet_the_table_along_the_diagonals(rng, I, J, tolerance):
     (6, 23, 9, (4, 5), Mask()),
   ],
 )
-@pytest.mark.usefixtures('compile_quickly')
 def test_a_tile_gets_its_part_of_a_table_by_distance(rng, Lq, Lk, start, sizes, mask, tolerance):
   """Values and gradients are those of the same function of every pair's distance; the table is
   made once, for all distances at most."""

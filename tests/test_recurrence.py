@@ -12,8 +12,6 @@ from posjax.attend import Mask
 from posjax.attention import Layer
 from posjax.decoder import Decoder
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
-
 V, H, G, K, LAYERS = 17, 4, 2, 6, 2
 SIZES = {
   'length': 32, 'vocabulary': V, 'width': 8, 'layers': LAYERS, 'heads': H, 'kv_heads': G,
