@@ -185,8 +185,9 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
       state = State(params=params, **rest)
       stream.restore(position)
       print(f'Resumed {workdir} after step {done}.')
+      saved = done
     else:
-      done = 0
+      done, saved = 0, None
       init = functools.partial(init_state, job.model, make_optimizer(config.train))
       places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
@@ -196,6 +197,8 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
         print(f'Started from the parameters of {config.init_from}.')
 
     def save():
+      nonlocal saved
+      saved = done
       checkpoints.save(
         done,
         params=state.params,
@@ -234,7 +237,7 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
           if saving:
             save()
           clock, counted = time.monotonic(), done
-      if done < config.train.steps and checkpoints.latest() != done:
+      if done < config.train.steps and saved != done:
         if done > resumed:
           finite(measured, done)
         save()

@@ -108,6 +108,12 @@ def test_a_second_process_is_refused_and_sigterm_saves_and_ends_at_once(straight
   assert_as_straight(tmp_path / 'run', straight)
 
 
+def test_a_run_that_is_stopped_where_it_saves_anyway_saves_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, 'stopping', lambda stop, done, every: done == 3)
+  rows = train_here(tmp_path / 'run', 'log.every=1', 'checkpoint.every=3')
+  assert [row['step'] for row in rows] == [1, 2, 3] and stored(tmp_path / 'run')[0] == 3
+
+
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
   copy, straight, caplog, capsys
 ):
