@@ -68,6 +68,37 @@ def test_biases_add_up_and_content_is_turned(rng):
   np.testing.assert_array_equal(scheme.query(params, spectrum, q_LHK, jnp.arange(L)), turned)
 
 
+def test_logits_computed_anew_are_those_of_queries_as_other_parts_leave_them(rng):
+  """The temperature of a query multiplies its logits once, wherever its part stands."""
+  x_LD, q_LHK, k_LGK = (
+    jnp.asarray(rng.normal(size=(L, *n)), jnp.float32) for n in ((16,), (4, 8), (2, 8))
+  )
+  path, tempered = {'name': 'path'}, {'name': 'tempered', 'period': 2}
+  own, gates = (drawn(positions.make(name))[0] for name in ('path', 'fox'))
+
+  def logits(scheme, params):
+    spectrum = scheme.spectrum(DIMS)
+    fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows())
+    state = scheme.start(params, spectrum, rows(fq))
+    key = rows(scheme.prepare(params, spectrum, rows(fk), L))
+    return scheme.walk(params, spectrum, jnp.zeros((4, L, L)), Tile(rows(fq), key), state)[0]
+
+  factor_L = 1 + 0.1 * np.log1p((np.arange(L) + 1) // 2)
+  expected_HIJ = factor_L[:, None] * logits(positions.make('path'), own)
+  inner = {'name': 'together', 'parts': (path, tempered)}
+  for scheme, params in (
+    (together(path, tempered), {'part_0': own}),
+    (together(tempered, path), {'part_1': own}),
+    (together('fox', inner), {'part_0': gates, 'part_1': {'part_0': own}}),
+  ):
+    np.testing.assert_allclose(logits(scheme, params), expected_HIJ, atol=1e-5)
+
+
+def test_a_part_with_heads_of_its_own_may_turn_them_beside_one_that_computes_logits_anew():
+  halves = {'name': 'heads', 'parts': ({'name': 'path'}, {'name': 'rope'})}
+  assert together(halves, 'alibi').replaces_logits
+
+
 def test_heads_of_their_own_get_what_each_scheme_gives_that_many_heads(rng):
   """3 : 1 of 8 heads: ALiBi's slopes are those of 6 heads, and the other 2 are not touched."""
   dims = dataclasses.replace(DIMS, heads=8, kv_heads=4)
@@ -146,6 +177,11 @@ def test_a_whole_is_relative_if_every_part_is():
     (('rope', 'xpos'), 'two turn the keys'),
     (('rope', 'none'), 'one does nothing'),
     (('alibi', 'alibi'), 'the same scheme twice'),
+    (('path', 'rope'), 'one computes logits from keys as projected'),
+    (
+      ('rope', {'name': 'together', 'parts': ({'name': 'path'}, {'name': 'fox'})}),
+      'one computes logits from keys as projected',
+    ),
   ],
 )
 def test_combinations_that_make_no_sense_are_refused(names, text):

@@ -47,7 +47,7 @@ class Shaw(Scheme):
       'value_EV': jax.random.uniform(values, (E, K), minval=-bound, maxval=bound),
     }
 
-  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, pos_L):
+  def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     """For queries: what each row of the table of keys adds to their logits."""
     key_EK = params['key_EK'].astype(q_LHK.dtype)
     gain_LHE = jnp.einsum('lhk,ek->lhe', q_LHK, key_EK, preferred_element_type=jnp.float32)

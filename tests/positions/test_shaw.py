@@ -10,8 +10,6 @@ from posjax import positions
 from posjax.attend import Logits, Mask, Rows, Tile, attend, dense, tiled
 from posjax.positions import Dims
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
-
 K = 8
 DIMS = Dims(width=16, heads=4, kv_heads=2, head_width=K, length=64)
 
