@@ -115,15 +115,30 @@ VISIBLE = {
   'documents': (Mask(), [1, 1, 2, 2, 0], ['x....', 'xx...', '..x..', '..xx.', '....x']),
   'both': (Mask(window=2), [1, 1, 1, 2, 2], ['x....', 'xx...', '.xx..', '...x.', '...xx']),
   'documents, not causal': (Mask(causal=False), [1, 1, 2, 2, 2], ['xx...'] * 2 + ['..xxx'] * 3),
+  'a sink': (Mask(window=2, sinks=1), None, ['x....', 'xx...', 'xxx..', 'x.xx.', 'x..xx']),
+  'sinks, all in the window': (
+    Mask(window=4, sinks=2), None, ['x....', 'xx...', 'xxx..', 'xxxx.', 'xxxxx']
+  ),
+  'sinks of documents': (
+    Mask(window=1, sinks=1), [1, 1, 1, 2, 2], ['x....', 'xx...', 'x.x..', '...x.', '...xx']
+  ),
+  'chunks of 2': (Mask(chunk=2), None, ['x....', 'xx...', '..x..', '..xx.', '....x']),
+  'chunks of documents': (
+    Mask(chunk=2), [1, 1, 1, 2, 2], ['x....', 'xx...', '..x..', '...x.', '...xx']
+  ),
+  'a window in chunks': (
+    Mask(window=2, chunk=3), None, ['x....', 'xx...', '.xx..', '...x.', '...xx']
+  ),
 }
 
 
 @pytest.mark.parametrize('case', VISIBLE)
 def test_a_query_sees_exactly_these_keys(case):
   mask, segments, picture = VISIBLE[case]
-  both = rows(5, segments=segments).with_begin()
+  both = rows(5, segments=segments)
   expected_IJ = np.array([[c == 'x' for c in line] for line in picture])
-  np.testing.assert_array_equal(mask.visible(Tile(both, both)), expected_IJ)
+  begun = both.with_begin()
+  np.testing.assert_array_equal(mask.visible(Tile(begun, begun)), expected_IJ)
   # What is seen has weight: with equal logits, 1 / (number of keys seen).
   ones, v_LGV = jnp.ones((5, 1, K)), jnp.eye(5)[:, None]
   for form in FORM.values():
@@ -131,24 +146,64 @@ def test_a_query_sees_exactly_these_keys(case):
     np.testing.assert_allclose(p_IJ, expected_IJ / expected_IJ.sum(1, keepdims=True), rtol=1e-6)
 
 
-@pytest.mark.parametrize('mask', [Mask(), Mask(window=6), Mask(window=1), Mask(causal=False)])
-@pytest.mark.parametrize('sizes', [(4, 3), (3, 5)])
-def test_tiles_out_of_sight_are_not_visited_and_those_in_sight_are(mask, sizes):
-  (I, J), L = sizes, 30
-  everything = rows(L).with_begin()
+def tiles_visited_and_seen(mask, everything, I, J):
+  """Of each tile of queries, the tiles of keys that are visited, and those with a visible key."""
+  L = len(everything.index_L)
   visible_IJ = np.asarray(mask.visible(Tile(everything, everything)))
   for i in range(L // I):
     count, tile = mask.key_tiles(everything.cut(i * I, I), J, L // J)
     seen = [visible_IJ[i * I : i * I + I, j * J : j * J + J].any() for j in range(L // J)]
-    visited = [int(tile(n)) for n in range(int(count))]
-    np.testing.assert_array_equal(np.flatnonzero(seen)[::-1], visited)  # newest first
+    yield [int(tile(n)) for n in range(int(count))], [*np.flatnonzero(seen)[::-1]]
+
+
+MASKS = {
+  'causal': Mask(), 'window of 6': Mask(window=6), 'window of 1': Mask(window=1),
+  'everything': Mask(causal=False), 'a sink': Mask(window=2, sinks=1),
+  'more sinks than a tile': Mask(window=5, sinks=8), 'sinks without end': Mask(window=1, sinks=99),
+  'chunks of 7': Mask(chunk=7), 'a chunk': Mask(chunk=99), 'both': Mask(window=3, chunk=10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('mask', MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize('sizes', [(4, 3), (3, 5), (1, 2)])
+def test_tiles_out_of_sight_are_not_visited_and_those_in_sight_are(mask, sizes):
+  for visited, seen in tiles_visited_and_seen(mask, rows(30), *sizes):
+    assert visited == seen  # newest first
+
+
+@pytest.mark.parametrize('mask', MASKS.values(), ids=MASKS)
+def test_in_packed_rows_tiles_in_sight_are_visited_newest_first(mask):
+  """Not these alone: documents of a batch begin anywhere, and its tiles are the same for all."""
+  packed = rows(30, segments=np.repeat([1, 2, 3, 0], [2, 11, 9, 8])).with_begin()
+  for visited, seen in tiles_visited_and_seen(mask, packed, 3, 5):
+    assert set(seen) <= set(visited)
+    assert visited == sorted(set(visited), reverse=True)
+
+
+@pytest.mark.parametrize('mask', [Mask(window=2, sinks=2), Mask(chunk=4)])
+@pytest.mark.parametrize('segments', [None, np.repeat([1, 2], [10, 13])])
+@pytest.mark.parametrize('form', FORM)
+def test_queries_from_the_middle_see_what_they_see_in_the_whole_row(rng, form, segments, mask):
+  """Sinks and chunks count from where the document began, not from the first query given."""
+  q_LHK, k_LGK, v_LGV = vectors(rng, 23, 2, 1)
+  logits, part = Logits(scale=1.0, mask=mask), slice(15, 21)
+  run = FORM[form]
+  whole_LHV = run(q_LHK, k_LGK, v_LGV, *[rows(23, segments=segments)] * 2, logits)
+  query = rows(6, 15, None if segments is None else segments[part])
+  part_LHV = run(q_LHK[part], k_LGK, v_LGV, query, rows(23, segments=segments), logits)
+  np.testing.assert_allclose(part_LHV, whole_LHV[part], atol=1e-6)
 
 
 @pytest.mark.parametrize(
   ('settings', 'text'),
   [
     ({'window': 0}, 'window of 0 keys leaves a query nothing to see'),
-    ({'window': 3, 'causal': False}, 'defined for causal attention only'),
+    ({'window': 3, 'causal': False}, 'A window of 3 keys is defined for causal attention only'),
+    ({'chunk': 0}, 'chunk of 0 tokens leaves a query nothing to see'),
+    ({'chunk': 3, 'causal': False}, 'A chunk of 3 keys is defined for causal attention only'),
+    ({'sinks': 2}, '2 sinks without a window: every key is seen already'),
+    ({'sinks': -1, 'window': 2}, 'Give sinks >= 0'),
+    ({'sinks': 2, 'window': 2, 'chunk': 4}, 'the first keys lie outside all chunks but one'),
   ],
 )
 def test_masks_that_mean_nothing_are_refused(settings, text):
@@ -411,6 +466,10 @@ PLAIN = {
       'gpu', {'width': 128, 'columns': 6}, 'tiled', 'up to 128, not 134'
     ),
     ('gpu', {'columns': None}, 'tiled', 'not cudnn: the scheme changes logits'),
+    ('gpu', {'unknown': 'sinks'}, 'tiled', 'not cudnn: it knows no sinks'),
+    ('gpu', {'unknown': 'chunks', 'columns': None}, 'tiled', 'not cudnn: it knows no chunks'),
+    ('tpu', {'unknown': 'chunks'}, 'tiled', 'not splash: it knows no chunks'),
+    ('cpu', {'unknown': 'sinks'}, 'tiled', 'no fused kernel on cpu'),
     ('gpu', {'columns': 6}, 'cudnn', 'bias as 6 columns'),
     ('tpu', {}, 'splash', 'fused kernel of tpu'),
     ('tpu', {'dtype': jnp.float32}, 'splash', 'fused kernel of tpu'),
@@ -436,6 +495,8 @@ def test_the_form_follows_from_platform_type_and_scheme(platform, changes, form,
     ('cudnn', 'cpu', {}, 'needs an NVIDIA GPU, and this is cpu. Use .auto'),
     ('cudnn', 'gpu', {'packed': True}, 'packed documents'),
     ('cudnn', 'gpu', {'columns': None}, 'no column can carry'),
+    ('cudnn', 'gpu', {'unknown': 'sinks'}, "cannot run here: it knows no sinks. Use 'auto'"),
+    ('splash', 'tpu', {'unknown': 'memory of segments'}, 'it knows no memory of segments'),
     ('cudnn', 'gpu', {'dtype': jnp.float32}, 'bfloat16 or float16'),
     ('splash', 'gpu', {}, 'needs a TPU, and this is gpu'),
     ('splash', 'tpu', {'length': 100}, 'multiples of 128, not 100'),
@@ -452,14 +513,17 @@ def test_a_form_that_was_asked_for_is_taken(form):
   assert choose(form, platform='gpu', **PLAIN).form == form
 
 
-def test_a_fused_form_refuses_a_score(rng):
+def test_a_fused_form_refuses_a_score_and_what_it_cannot_mask(rng):
   q_BLHK, k_BLGK, v_BLGV = (x[None] for x in vectors(rng, 8, 1, 1))
   batch = Rows(index_L=jnp.arange(8), pos_L=jnp.arange(8)[None])
   for form in FORMS[2:]:
-    with pytest.raises(ValueError, match=f"'{form}' cannot run a score"):
-      attend(
-        q_BLHK, k_BLGK, v_BLGV, batch, batch, Logits(scale=1.0, score=repel), form=form
-      )
+    run = functools.partial(attend, q_BLHK, k_BLGK, v_BLGV, batch, batch, form=form)
+    for hook in ('score', 'walk', 'read'):
+      with pytest.raises(ValueError, match=f"'{form}' cannot run a score"):
+        run(Logits(scale=1.0, **{hook: repel}))
+    for mask in (Mask(window=2, sinks=1), Mask(chunk=4)):
+      with pytest.raises(ValueError, match=f"'{form}' knows neither sinks nor chunks. Use 'tiled'"):
+        run(Logits(scale=1.0, mask=mask))
 
 
 @pytest.mark.parametrize('form', ['cudnn', 'splash'])

@@ -134,7 +134,7 @@ def attend(
     for all.
   temperature, operands: of `Logits`, shared by the batch.
 
-  Raises ValueError if a fused form is given a score.
+  Raises ValueError if a fused form is given a score, sinks or chunks.
   """
   if form != 'dense' and logits.plain:
     # Once per query instead of once per logit, and no derivative of it to sum over every tile. In
@@ -145,6 +145,8 @@ def attend(
   if form in ('cudnn', 'splash'):
     if not logits.plain:
       raise ValueError(f"'{form}' cannot run a score. Use 'tiled', or the scheme's columns.")
+    if logits.mask.counts_from_begin:
+      raise ValueError(f"'{form}' knows neither sinks nor chunks. Use 'tiled'.")
     fused = cudnn if form == 'cudnn' else splash
     return fused(q_BLHK, k_BLGK, v_BLGV, query_B, logits)
   operator = {'dense': dense, 'tiled': tiled}[form]

@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_reference(published, dims, name):
     {'sign': -1}, {'sign': 0}, {'gamma': 0.2}, {'exponents': 16}, {'scale_base': 256},
     {'paired': lambda x_LK: x_LK},
   ],
-  ids=str,
+  ids=lambda wrong: next(iter(wrong)),
 )  # fmt: skip
 @pytest.mark.parametrize('name', NAMES)
 def test_known_mistakes_do_not_give_these_scores(published, name, wrong):
