@@ -12,7 +12,6 @@ import pytest
 
 from posjax.attend import Logits, Mask, Rows, attend, dense, tiled
 
-
 K, V, F, SCALE = 4, 3, 2, 0.5
 
 
