@@ -149,7 +149,7 @@ def test_there_is_one_page_with_table_and_pictures(finished):
     assert (finished / f'{name}.png').read_bytes().startswith(b'\x89PNG')
   rows = (finished / 'table.md').read_text().split('\n\n')[0].splitlines()
   assert len({len(row) for row in rows}) == 1 and len(rows) == 4  # aligned; header, rule, schemes
-  assert rows[2].startswith('| none ') and '±.0' in rows[2] and '1.00' in rows[2]
+  assert rows[2].startswith('| none ') and '±.' in rows[2] and '1.00' in rows[2]
 
 
 # --- going on -------------------------------------------------------------------------------------

@@ -49,7 +49,9 @@ def score_map(scheme: Scheme, params, spectrum, x_LD, q_LHK, k_LGK, mask: Mask, 
   k_LHK = jnp.repeat(k_LGK, H // k_LGK.shape[1], axis=1)
   raw_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK, precision='highest')
   logits = scored(Logits(scale=scale, mask=mask), scheme)
-  tile = Tile(query.with_begin(), key.with_begin(), mask)
+  key = logits.prepared(position, key, len(k_LHK))
+  table_M = logits.tabled(position, query, key)
+  tile = Tile(query.with_begin(), key.with_begin(), mask, table_M)
   temperature = scheme.temperature(spectrum, H)
   return logits(temperature, position, raw_HIJ, tile, logits.begin(position, query))[0]
 

@@ -166,7 +166,7 @@ def test_columns_are_exact_and_add_up_to_the_paper_as_far_as_a_book(rng, dtype, 
   'settings',
   [
     {'name': 'together', 'parts': ({'name': 'alibi'}, {'name': 'xl'})},
-    {'name': 'heads', 'parts': ({'name': 'xl', 'heads': 2}, {'name': 'rope', 'heads': 2})},
+    {'name': 'heads', 'parts': ({'name': 'xl'}, {'name': 'rope'})},
   ],
   ids=['with another bias', 'on some heads'],
 )
@@ -183,7 +183,7 @@ def test_beside_other_schemes_tiles_agree_with_the_definition(rng, settings, tol
     rows = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L), contiguous=contiguous)
     encode = encoded(scheme, position, None, q_LHK, k_LGK, rows, K**-0.5, columns=False)
     q_LHX, k_LGX, query, key = encode
-    temperature = scheme.temperature(position[1])
+    temperature = scheme.temperature(position[1], DIMS.heads)
     return form(q_LHX, k_LGX, jnp.asarray(v_LGK), query, key, setting, temperature, position)
 
   tiles_LHK = run(lambda *arguments: tiled(*arguments, sizes=(4, 3)), True)
