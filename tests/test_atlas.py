@@ -166,7 +166,7 @@ def attention_of(layer, rng, tolerance, pos_L=None):
   rows_B = jax.tree.map(lambda x: x[None], rows)
   rows_B = dataclasses.replace(rows_B, index_L=place_L)
   batch = [x[None] for x in (x_LD, q_LHK, k_LGK, v_LGV)]
-  past = None if layer.segment is None else batch
+  past = None if layer.segment is None else tuple(batch)
   out_BLHV = position_and_attend(layer, (params, spectrum), *batch, rows_B, 'dense', past)
   p_HIJ = trained.weights_of(layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L)
   expected_LHV = np.einsum('hij,jhv->ihv', p_HIJ, np.repeat(v_LGV, 2, axis=1))
