@@ -27,8 +27,8 @@ class CoPE(Scheme):
   counts, which the paper does not try.
 
   positions: rows of the table, at least 2; counts of positions - 1 and above share the last one.
-    64 in the paper's language models. Memory grows with positions L H: as much as that of queries
-    whose heads are as wide, in float32.
+    64 reach 126 tokens back where gates are half open, as they are at first. Memory grows with
+    positions L H, as that of float32 queries whose heads are as wide.
   """
 
   positions: int = dataclasses.field(default=64, metadata={'other': 4})

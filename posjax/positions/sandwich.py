@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from posjax.attend.rows import spread
 from posjax.bias import exact_products
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
@@ -21,9 +22,9 @@ class Sandwich(Scheme):
   in logits, after the division by sqrt(K), nothing learned. The bias of a token's own key is
   width / (2 ratio), not 0; what all keys share, softmax ignores.
 
-  In tiles it is computed once for all heads: by distance where positions are contiguous, else as a
-  product of waves. By angle addition it factorises exactly, into `width` columns in float32, and
-  6 width in bfloat16 (exact parts).
+  All heads share the sum: a number for each distance where positions are contiguous, else a product
+  of waves in each tile, for by angle addition it factorises exactly. So there are `columns`, too:
+  `width` of them in float32, 6 width in bfloat16 (exact parts).
 
   width: of the sinusoids, in dimensions, d-bar in the paper; even.
   theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
@@ -44,6 +45,9 @@ class Sandwich(Scheme):
   def spectrum(self, dims):
     return Spectrum(frequency_F=geometric_frequencies(self.width, self.theta))
 
+  def table(self, params, spectrum, r_R):
+    return waves(r_R, spectrum.frequency_F)[0].sum(-1)
+
   def score(self, params, spectrum, s_HIJ, tile):
     return s_HIJ + self.amplitude(len(s_HIJ))[:, None, None] * self.common(spectrum, tile)
 
@@ -53,13 +57,13 @@ class Sandwich(Scheme):
 
   def common(self, spectrum, tile):
     """common_IJ of two positions' sinusoids, before the ratio."""
-    if not tile.contiguous:
+    if tile.table_M is None:
       q_IC, k_JC = (sinusoids(rows.pos_L, spectrum) for rows in (tile.query, tile.key))
       # A sum of sums, for most terms are close to 1; in float32 on every device.
       parts = [jnp.matmul(q_IC[:, n::8], k_JC[:, n::8].T, precision='highest') for n in range(8)]
       return sum(parts)
-    wave = lambda r_N: waves(r_N, spectrum.frequency_F)[0].sum(-1)[None]
-    return tile.by_distance(wave)[0]
+    I, J = len(tile.query.index_L), len(tile.key.index_L)
+    return spread(tile.table_M[None, :-1], I, J)[0]
 
   def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
     """The sinusoids of both positions, those of queries divided by the ratio of the head."""

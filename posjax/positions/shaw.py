@@ -73,10 +73,10 @@ class Shaw(Scheme):
     return self.either(near, far, tile, p_HIJ, params['value_EV'])
 
   def rows(self, tile):
-    """one_EIJ: 1 at the row of each pair, 0 elsewhere. As matmuls, sums along distances are fast
-    forward and backward; gathers and their scattered derivative are not."""
-    E = self.farthest + 1
-    return tile.by_distance(lambda r_X: jax.nn.one_hot(jnp.clip(r_X, 0, E - 1), E, axis=0))
+    """one_EIJ: 1 at the row of each pair, 0 elsewhere: matmuls both ways, where a gather would have
+    a scatter for its derivative."""
+    row_IJ = jnp.clip(tile.distance_IJ, 0, self.farthest)
+    return jax.nn.one_hot(row_IJ, self.farthest + 1, axis=0)
 
   def either(self, near, far, tile, *arrays):
     """`far` for a tile all of whose pairs have the last row, as most have; else `near`."""

@@ -75,6 +75,10 @@ def rows_of(scheme, table_EK, q_LHK, **settings):
   return dataclasses.replace(key, features_L=features), key
 
 
+def logits_of(scheme, mask=Mask()):  # noqa: B008
+  return Logits(scale=K**-0.5, mask=mask, start=scheme.start, walk=scheme.walk)
+
+
 def walked(scheme, table_EK, q_LHK, k_LGK, spectrum=PLAIN):
   """Logits of all pairs, causal, and the state after them; the walk in one tile."""
   query, key = rows_of(scheme, table_EK, q_LHK)
@@ -150,10 +154,9 @@ def test_tiles_pass_the_count_on_and_hidden_keys_are_not_counted(
   p_HIJ = np.exp(exact_HIJ - exact_HIJ.max(-1, keepdims=True))
   p_HIJ /= p_HIJ.sum(-1, keepdims=True)
   exact_LHK = np.einsum('hij,jhk->ihk', p_HIJ, np.repeat(v_LGK, 4 // kv_heads, axis=1))
-  setting = Logits(scale=K**-0.5, mask=mask, start=scheme.start, walk=scheme.walk)
   for form in (dense, functools.partial(tiled, sizes=(5, 4))):
-    run = jax.jit(lambda *arrays, form=form: form(*arrays, setting, operands=({}, PLAIN)))
-    got_LHK = run(q_LHK, k_LGK, v_LGK, query, key)
+    run = functools.partial(form, logits=logits_of(scheme, mask), operands=({}, PLAIN))
+    got_LHK = jax.jit(run)(q_LHK, k_LGK, v_LGK, query, key)
     size = np.abs(exact_HIJ[np.isfinite(exact_HIJ)]).max()
     np.testing.assert_allclose(got_LHK, exact_LHK, atol=size * tolerance(L))
 
@@ -200,6 +203,57 @@ def test_counts_beyond_the_last_row_stay_there_and_teach_gates_nothing(rng):
   slope_JJ = jax.jacrev(last_row)(s_J)
   np.testing.assert_array_equal(slope_JJ[:20], np.eye(L)[:20])
   assert np.abs(np.triu(slope_JJ, 1)[-3:]).max() > 0.01
+
+
+def results(scheme, form, rows, table_EK, q_BLHK, k_BLHK):
+  """Output of a batch, and what flows back from it to the table, queries and keys."""
+
+  def output(table_EK, q_BLHK, k_BLHK):
+    def one(q_LHK, k_LHK):
+      features_L = rows_of(scheme, table_EK, q_LHK)[0].features_L
+      query = dataclasses.replace(rows, features_L=features_L)
+      return form(q_LHK, k_LHK, k_LHK, query, rows, logits_of(scheme), operands=({}, PLAIN))
+
+    return jax.vmap(one)(q_BLHK, k_BLHK)
+
+  out_BLHK, pull = jax.vjp(output, table_EK, q_BLHK, k_BLHK)
+  return out_BLHK, pull(jnp.cos(jnp.arange(out_BLHK.size)).reshape(out_BLHK.shape))
+
+
+@pytest.mark.parametrize('closed', [0, 1, 2])  # how many sequences of the batch count next to none
+@pytest.mark.parametrize('packed', [False, True])
+def test_tiles_beyond_the_last_row_give_what_the_definition_gives(rng, closed, packed, tolerance):
+  """Forward and backward, whether a batch passes them by or one of its rows still counts."""
+  scheme, L = positions.make('cope', positions=4), 40
+  table_EK, q_BLHK, k_BLHK = (
+    np.float32(rng.normal(size=shape)) for shape in ((4, K), (2, L, 2, K), (2, L, 2, K))
+  )
+  q_BLHK[:closed] = 1 + 0.1 * q_BLHK[:closed]
+  k_BLHK[:closed] -= 5  # logits of about -14
+  segment_L = jnp.asarray(np.repeat([1, 2], [22, 18])) if packed else None
+  rows = Rows(index_L=jnp.arange(L), pos_L=jnp.zeros(L, int), segment_L=segment_L)
+  tiles = functools.partial(tiled, sizes=(8, 4))
+  ours, theirs = (
+    jax.jit(functools.partial(results, scheme, form, rows))(table_EK, q_BLHK, k_BLHK)
+    for form in (tiles, dense)
+  )
+  for got, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    # The table's are sums over pairs; with gates closed they cancel.
+    np.testing.assert_allclose(got, exact, atol=max(1, np.abs(exact).max()) * tolerance(L * L))
+
+
+def test_a_batch_takes_one_branch_per_tile_forward_and_backward():
+  """With a condition for each row, vmap would turn branches into choices between results, and both
+  would run on every tile."""
+  rows = Rows(index_L=jnp.arange(16), pos_L=jnp.arange(16))
+  tiles = functools.partial(tiled, sizes=(4, 4))
+  program = jax.jit(functools.partial(results, positions.make('cope', positions=4), tiles, rows))
+
+  def branches(B):
+    x_BLHK = jnp.ones((B, 16, 2, K))
+    return program.lower(jnp.ones((4, K)), x_BLHK, x_BLHK).as_text().count('stablehlo.case')
+
+  assert branches(3) == branches(1) >= 4  # forward; backward: states again, values, derivatives
 
 
 @pytest.mark.parametrize('factor', [2.0, 5.0])

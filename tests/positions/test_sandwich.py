@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +55,10 @@ def bias(pos_I, pos_J, heads, contiguous=False, factor=1.0, **settings):
   rows = lambda pos_L: Rows(
     index_L=jnp.asarray(pos_L), pos_L=jnp.asarray(pos_L), contiguous=contiguous
   )
-  s_HIJ = jnp.zeros((heads, len(pos_I), len(pos_J)))
-  return np.asarray(scheme.score({}, spectrum, s_HIJ, Tile(rows(pos_I), rows(pos_J))))
+  s_HIJ, tile = jnp.zeros((heads, len(pos_I), len(pos_J))), Tile(rows(pos_I), rows(pos_J))
+  if contiguous:
+    tile = dataclasses.replace(tile, table_M=scheme.table({}, spectrum, tile.distance_M))
+  return np.asarray(scheme.score({}, spectrum, s_HIJ, tile))
 
 
 def bound(farthest, heads, width=128, theta=10_000.0, compression=8.0):

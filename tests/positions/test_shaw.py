@@ -146,38 +146,29 @@ def test_gradients_are_sums_over_the_pairs_of_a_row(rng, contiguous):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def conditions(jaxpr):
-  """Types of what every conditional of a program depends on."""
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'cond':
-      yield equation.invars[0].aval
-    for inner in jax.tree.leaves(
-      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-    ):
-      if hasattr(inner, 'eqns') or hasattr(inner, 'jaxpr'):
-        yield from conditions(getattr(inner, 'jaxpr', inner))
-
-
 def test_a_batch_takes_one_branch_per_tile_forward_and_backward(rng):
-  """A condition for each row of the batch would become a choice between results: both branches
+  """With a condition for each row, vmap would turn branches into choices between results, and both
   would run on every tile."""
   scheme, L = positions.make('shaw'), 64
   params, q_LHK, k_LGK = drawn(rng, 16, (L, 4, K), (L, 2, K))
-  q_BLHK, k_BLGK = jnp.stack([q_LHK] * 3), jnp.stack([k_LGK] * 3)
-  one = rows_of(scheme, params, q_LHK, contiguous=True)
 
-  def total(params, q_BLHK):
-    features = jax.vmap(lambda q_LHK: rows_of(scheme, params, q_LHK).features_L)(q_BLHK)
-    key = dataclasses.replace(one, pos_L=jnp.stack([one.pos_L] * 3), features_L=None)
-    query = dataclasses.replace(key, features_L=features)
-    return attend(
-      q_BLHK, k_BLGK, k_BLGK, query, key, logits_of(scheme), operands=(params, None)
-    ).sum()
+  def branches(B):
+    q_BLHK, k_BLGK = jnp.stack([q_LHK] * B), jnp.stack([k_LGK] * B)
+    place_L = jnp.arange(L)
+    key = Rows(index_L=place_L, pos_L=jnp.stack([place_L] * B), contiguous=True)
 
-  program = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(params, q_BLHK)
-  found = list(conditions(program.jaxpr))
-  assert len(found) >= 5  # forward: score and read; backward: both, and what derives them
-  assert {x.shape for x in found} == {()}
+    def total(params, q_BLHK):
+      features = jax.vmap(lambda q_LHK: rows_of(scheme, params, q_LHK).features_L)(q_BLHK)
+      query = dataclasses.replace(key, features_L=features)
+      out_BLHK = attend(
+        q_BLHK, k_BLGK, k_BLGK, query, key, logits_of(scheme), operands=(params, None)
+      )
+      return out_BLHK.sum()
+
+    program = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, q_BLHK)
+    return program.as_text().count('stablehlo.case')
+
+  assert branches(3) == branches(1) >= 4  # of score and of read, forward and backward
 
 
 def test_tables_are_drawn_as_in_tensor2tensor_and_each_layer_has_its_own():
