@@ -49,7 +49,7 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
   losses = make_losses(workdir, config, model)
 
   def spectrum_of(recipe: dict, length: int):
-    return extended(model, config, recipe)
+    return extended(model, config, recipe, length)
 
   facts = run.revision()
   results = evaluate(
@@ -67,19 +67,21 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
   return results
 
 
-def extended(model: Decoder, config: ConfigDict, recipe: dict):
-  """The spectrum of a recipe: 'none' is as the run was trained, others start from the scheme's own.
+def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
+  """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, others
+  start from the scheme's own.
 
   A recipe's factor counts from the length of this run; a run that was itself trained with an
   extension is already `config.extension.factor` times longer than its first weights.
   """
   if recipe['name'] == 'none':
     return as_trained(model, config)
-  trained_length, factor = config.train.length, 1.0
+  recipe = {'trained_length': config.train.length, 'length': length} | recipe
   if config.extension.name != 'none':
-    trained_length, factor = model.length, config.extension.factor
-  recipe = {'trained_length': trained_length} | recipe
-  return extend(model.spectrum(), **recipe | {'factor': recipe['factor'] * factor})
+    recipe['trained_length'] = model.length
+    if 'factor' in recipe:
+      recipe['factor'] *= config.extension.factor
+  return extend(model.spectrum(), **recipe)
 
 
 def make_losses(workdir: Path, config: ConfigDict, model: Decoder):

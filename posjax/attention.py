@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posjax import recurrence
+from posjax import recurrence, remapping
 from posjax.attend import Choice, Logits, Mask, Rows, attend, choose
+from posjax.extension import spectra
 from posjax.linear import project
 from posjax.norm import RMSNorm
 from posjax.positions import Scheme
@@ -50,6 +51,16 @@ class Layer:
       raise ValueError(
         'Segments with a memory and sinks or chunks both cut a row. Use one of them.'
       )
+
+  def under(self, spectrum, scale: float) -> 'Layer':
+    """The layer as an extension has it: with far keys seen from other places, where it says so."""
+    far = remapping.far_of(spectrum)
+    if far is None:
+      return self
+    scheme = remapping.Remapped(scheme=self.scheme, scale=scale)
+    return dataclasses.replace(
+      self, scheme=scheme, mask=dataclasses.replace(self.mask, **far.mask)
+    )
 
   @property
   def unknown(self) -> str | None:
@@ -118,10 +129,11 @@ def position_and_attend(
 
   past: x, q, k and v again, as segments see those before them (`Layer.segment`); q is not read.
   """
-  scheme, (_, spectrum) = layer.scheme, position
-  scale = q_BLHK.shape[-1] ** -0.5
+  spectrum, scale = position[1], q_BLHK.shape[-1] ** -0.5
   packed = rows_B.segment_L is not None
   choice = choose_form(form, layer, position, x_BLD[0], q_BLHK[0], k_BLGK[0], packed=packed)
+  layer = layer.under(spectrum, scale)
+  scheme = layer.scheme
   x_XWD, q_XWHK, k_XWGK, v_XWGV, rows_X = x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B
   if past is not None:
     # Hooks see short rows: whatever they sum up along a row must not reach into the past.
@@ -173,6 +185,7 @@ def encoded(scheme: Scheme, position, x_LD, q_LHK, k_LGK, rows: Rows, scale, *, 
   columns: append the scheme's to queries and keys.
   """
   params, spectrum = position
+  q_LHK = sharpened(q_LHK, spectrum, rows.pos_L)
   query_features, key_features = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
   q_LHK = scheme.query(params, spectrum, q_LHK, rows.pos_L)
   k_LGK = scheme.key(params, spectrum, k_LGK, rows.pos_L)
@@ -184,6 +197,15 @@ def encoded(scheme: Scheme, position, x_LD, q_LHK, k_LGK, rows: Rows, scale, *, 
     q_LHK = jnp.concatenate([q_LHK, q_LHC.astype(q_LHK.dtype)], axis=-1)
     k_LGK = jnp.concatenate([k_LGK, k_LGC.astype(k_LGK.dtype)], axis=-1)
   return q_LHK, k_LGK, query, key
+
+
+def sharpened(q_LHK, spectrum, pos_L):
+  """q max(1, ln(pos + 1) / log_length), where an extension asks for it."""
+  lengths = [one.log_length for one in spectra(spectrum) if one.log_length is not None]
+  if not lengths:
+    return q_LHK
+  factor_L = jnp.maximum(1, jnp.log1p(pos_L.astype(jnp.float32)) / lengths[0])
+  return (q_LHK * factor_L[:, None, None]).astype(q_LHK.dtype)
 
 
 def _columns(scheme, position, q_LHK, k_LGK, query, key, scale):
@@ -202,9 +224,10 @@ def choose_form(
   form: str, layer: Layer, position, x_LD, q_LHK, k_LGK, *, packed: bool
 ) -> Choice:
   """The form of attention for arrays of these shapes and types (jax.ShapeDtypeStruct will do)."""
+  scale = q_LHK.shape[-1] ** -0.5
+  layer = layer.under(position[1], scale)
   scheme = layer.scheme
   rows = Rows(index_L=jnp.arange(len(x_LD)), pos_L=jnp.arange(len(x_LD)))
-  scale = q_LHK.shape[-1] ** -0.5
 
   def widths(position, x_LD, q_LHK, k_LGK):
     q_LHK, k_LGK, query, key = encoded(

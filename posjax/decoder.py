@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from posjax import composition, sampling
 from posjax.attend import FORMS, Choice, Mask, Rows
 from posjax.attention import Attention, Layer, choose_form
-from posjax.extension import Spectrum, each, extend
+from posjax.extension import Spectrum, each, extend, spectra
 from posjax.linear import project, recomputed
 from posjax.norm import NORMS
 from posjax.positions import Dims, Scheme, merged
@@ -186,6 +186,11 @@ class Decoder(nn.Module):
     )
 
   @property
+  def scale(self) -> float:
+    """Of the products of queries and keys."""
+    return self.head_width**-0.5
+
+  @property
   def compute_dtype(self):
     if self.dtype != 'auto':
       return jnp.dtype(self.dtype)
@@ -208,7 +213,8 @@ class Decoder(nn.Module):
   def capacity(self, spectrum) -> float:
     """Tokens after which one of the schemes has no position left."""
     pairs = zip(self.pattern, spectrum, strict=True)
-    return min(layer.scheme.capacity(one, self.dims) for layer, one in pairs)
+    own = min(layer.scheme.capacity(one, self.dims) for layer, one in pairs)
+    return min(own, *(one.capacity for one in spectra(spectrum)))
 
   def sample(self, spectrum, key):
     """The spectra of one training step."""
@@ -260,7 +266,8 @@ class Decoder(nn.Module):
     rows_B = Rows(
       index_L=index_L, pos_L=positions_BL, segment_L=segments_BL, contiguous=contiguous
     )
-    if any(layer.mask.counts_from_begin for layer in self.pattern):
+    layers = zip(self.pattern, spectrum, strict=True)
+    if any(layer.under(one, self.scale).mask.counts_from_begin for layer, one in layers):
       rows_B = rows_B.with_begin()
     positions = tuple(
       (self.shared[self.schemes.index(layer.scheme)], one)
@@ -332,7 +339,7 @@ def make_layer(alike: dict, own: dict) -> Layer:
 
 def as_trained(model: Decoder, config: ConfigDict) -> tuple[Spectrum, ...]:
   """The spectra the run trains with: the schemes' own, after the config's extension."""
-  return extend(model.spectrum(), **config.extension)
+  return extend(model.spectrum(), length=config.train.length, **config.extension)
 
 
 def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position'):
@@ -357,6 +364,11 @@ def check_length(model: Decoder, spectrum, length: int) -> None:
   """Raises ValueError if a scheme has no positions for `length` tokens under `spectrum`."""
   capacity = model.capacity(spectrum)
   if length > capacity:
+    if math.isinf(model.capacity(model.spectrum())):
+      raise ValueError(
+        f'The extension was made for {capacity:.0f} tokens, but the sequence has {length}. '
+        f'Make it for that length.'
+      )
     factor = math.ceil(length / model.capacity(model.spectrum()))
     raise ValueError(
       f'The position scheme has {capacity:.0f} positions, but the sequence has {length} tokens. '

@@ -33,26 +33,41 @@ def waves(pos_L: jax.Array, frequency_F: jax.Array) -> tuple[jax.Array, jax.Arra
   return cos_LF, jnp.sin(a_LF) * jnp.cos(b_LF) + jnp.cos(a_LF) * jnp.sin(b_LF)
 
 
-def rotate(x_LHK: jax.Array, frequency_F: jax.Array, pos_L: jax.Array) -> jax.Array:
+def angles(pos_L: jax.Array, frequency_F: jax.Array) -> jax.Array:
+  """angle_LF = pos * frequency[f], float32 whatever a model computes in: bfloat16 cannot even hold
+  position 257. Frequencies [P, F] are those of each position, which is a whole number below P."""
+  if frequency_F.ndim == 2:
+    frequency_F = frequency_F[pos_L]
+  return pos_L.astype(jnp.float32)[:, None] * frequency_F.astype(jnp.float32)
+
+
+def rotate(x_LHK: jax.Array, frequency_F: jax.Array, pos_L: jax.Array, amplitude=1.0) -> jax.Array:
   """Turns pair f of each head by the angle pos * frequency[f] (Su et al. 2021, eq. 34).
 
-    y[f]     = x[f] cos(a) - x[f + F] sin(a)
-    y[f + F] = x[f + F] cos(a) + x[f] sin(a)
+    y[f]     = amplitude (x[f] cos(a) - x[f + F] sin(a))
+    y[f + F] = amplitude (x[f + F] cos(a) + x[f] sin(a))
 
   Pairs are (f, f + F), the half-split layout of GPT-NeoX, Llama in transformers and Gemma, not
   (2f, 2f + 1) as in GPT-J and Meta's Llama, whose weights must be permuted to run here.
-  Dimensions past 2F pass through. Angles, cosines and sines are float32, whatever x is: bfloat16
-  cannot even hold position 257. The result has the type of x.
+  Dimensions past 2F pass through. Angles, cosines and sines are float32, whatever x is. The result
+  has the type of x. Frequencies and amplitude may be those of each position: [P, F] and [P].
 
   Raises ValueError if 2F is larger than the head width.
   """
-  F, K = len(frequency_F), x_LHK.shape[-1]
+  F, K = frequency_F.shape[-1], x_LHK.shape[-1]
   if 2 * F > K:
     raise ValueError(
       f'{F} frequencies rotate {2 * F} dimensions, but a head has {K}. Use at most {K // 2}.'
     )
-  angle_L1F = (pos_L.astype(jnp.float32)[:, None] * frequency_F.astype(jnp.float32))[:, None, :]
-  cos_L1F, sin_L1F = jnp.cos(angle_L1F), jnp.sin(angle_L1F)
+  angle_L1F = angles(pos_L, frequency_F)[:, None, :]
+  gain = at_position(amplitude, pos_L)
+  cos_L1F, sin_L1F = gain * jnp.cos(angle_L1F), gain * jnp.sin(angle_L1F)
   a_LHF, b_LHF = x_LHK[..., :F], x_LHK[..., F : 2 * F]
   turned = [a_LHF * cos_L1F - b_LHF * sin_L1F, b_LHF * cos_L1F + a_LHF * sin_L1F]
   return jnp.concatenate([y.astype(x_LHK.dtype) for y in turned] + [x_LHK[..., 2 * F :]], axis=-1)
+
+
+def at_position(amplitude, pos_L: jax.Array):
+  """What multiplies arrays [L, heads, ...]: the amplitude, or its number for each position."""
+  amplitude = jnp.asarray(amplitude, jnp.float32)
+  return amplitude if amplitude.ndim == 0 else amplitude[pos_L][:, None, None]

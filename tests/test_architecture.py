@@ -30,7 +30,8 @@ MAY_IMPORT = {
   'posjax.recurrence': 'attend',
   'posjax.sampling': '',
   'posjax.cache': 'attend extension positions',
-  'posjax.attention': 'attend extension linear norm positions recurrence',
+  'posjax.remapping': 'attend extension positions',
+  'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'attend attention extension linear norm positions',
   'posjax.moe': 'linear norm',
   'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '

@@ -119,8 +119,9 @@ def test_wavelengths_are_tokens_per_turn_or_tokens_per_nat():
 def test_an_extension_by_four_makes_the_slowest_wave_four_times_as_long():
   spectrum = positions.make('rope').spectrum(DIMS)
   wave = {name: measure.wavelengths(s)[1] for name, s in recipes_of(spectrum, 16).items()}
-  assert list(wave) == [PLAIN, 'linear ×4', 'ntk ×4', 'yarn ×4']
-  for name in ('linear ×4', 'ntk ×4', 'yarn ×4'):
+  names = [f'{name} ×4' for name in ('linear', 'ntk', 'by_parts', 'ntk_by_parts', 'yarn', 'llama3')]
+  assert list(wave) == [PLAIN, *names]
+  for name in names:
     np.testing.assert_allclose(wave[name][-1], 4 * wave[PLAIN][-1], rtol=1e-12)
   np.testing.assert_allclose(wave['linear ×4'], 4 * wave[PLAIN], rtol=1e-12)
   assert wave['ntk ×4'][0] == wave[PLAIN][0] != wave['linear ×4'][0]
@@ -249,7 +250,8 @@ def test_the_command_writes_a_page_per_scheme_an_overview_and_an_index(tmp_path,
   text = (out / 'README.md').read_text()
   assert f'python -m posjax.atlas --schemes=rope,learned --length=32 --out={out}\n' in text
   sentence = 'Rotary position embedding: queries and keys turn with their position.'
-  facts = 'Acts on queries and keys; nothing learned; extended by linear, ntk and yarn.'
+  methods = 'linear, ntk, by_parts, ntk_by_parts, yarn and llama3'
+  facts = f'Acts on queries and keys; nothing learned; stretched by {methods}.'
   assert f'## rope\n\n{sentence} {facts}\n' in text
   assert 'Acts on input; 8,192 learned numbers; extended by linear.' in text
   assert text.index('## learned') < text.index('## rope')  # the input comes before queries

@@ -7,7 +7,6 @@ metadata: {'other': value}.
 
 import dataclasses
 import functools
-import inspect
 import types
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from posjax.attend import Logits, Mask, Rows, Tile, dense, tiled
 from posjax.attention import Layer, scored
 from posjax.config import load
 from posjax.decoder import Decoder
-from posjax.extension import METHODS, applicable, each, extend
+from posjax.extension import METHODS, applicable, each, extend, takes
 from posjax.positions import Dims, Scheme
 
 
@@ -51,15 +50,14 @@ def make(name):
 
 def needs(method):
   """Settings without a default."""
-  parameters = inspect.signature(METHODS[method]).parameters.values()
-  return {p.name for p in parameters if p.default is p.empty}
+  return {key for key, p in takes(method).items() if p.default is p.empty}
 
 
 PAIRS = [
   (name, method)
   for name in NAMES
   for method in applicable(make(name).spectrum(DIMS))
-  if needs(method) <= {'spectrum', 'factor', 'trained_length'}
+  if method == 'none' or needs(method) == {'factor', 'trained_length'}
 ]
 
 

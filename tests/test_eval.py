@@ -14,7 +14,7 @@ import eval as evaluation
 from posjax import run
 from posjax.config import load
 from posjax.decoder import as_trained, build
-from posjax.extension import linear, yarn
+from posjax.extension.frequencies import linear, yarn
 
 EXTEND = '--eval=configs/eval/extend.py:smoke'
 
@@ -130,7 +130,7 @@ def assert_same(ours, theirs):
 def test_a_recipe_counts_its_factor_from_the_length_of_the_run():
   model, config = experiment()
   recipe = {'name': 'yarn', 'factor': 4.0}
-  ours = evaluation.extended(model, config, recipe)
+  ours = evaluation.extended(model, config, recipe, 64)
   assert_same(ours, (yarn(*model.spectrum(), factor=4.0, trained_length=32),))
 
 
@@ -138,7 +138,7 @@ def test_none_is_the_spectrum_that_the_run_was_trained_with():
   model, config = experiment(
     'extension.name=yarn', 'extension.factor=4.0', 'extension.trained_length=8'
   )
-  ours = evaluation.extended(model, config, {'name': 'none'})
+  ours = evaluation.extended(model, config, {'name': 'none'}, 64)
   assert_same(ours, as_trained(model, config))
   assert_same(ours, (yarn(*model.spectrum(), factor=4.0, trained_length=8),))
 
@@ -147,13 +147,13 @@ def test_a_recipe_on_an_extended_run_goes_on_from_its_first_weights():
   model, config = experiment(
     'extension.name=linear', 'extension.factor=4.0', 'extension.trained_length=8'
   )
-  ours = evaluation.extended(model, config, {'name': 'linear', 'factor': 2.0})
+  ours = evaluation.extended(model, config, {'name': 'linear', 'factor': 2.0}, 64)
   assert_same(ours, (linear(*model.spectrum(), factor=8.0, trained_length=8),))
 
 
 def test_a_run_continued_without_extension_was_trained_at_its_own_length():
   model, config = experiment('extension.trained_length=8')
-  ours = evaluation.extended(model, config, {'name': 'yarn', 'factor': 2.0})
+  ours = evaluation.extended(model, config, {'name': 'yarn', 'factor': 2.0}, 64)
   assert_same(ours, (yarn(*model.spectrum(), factor=2.0, trained_length=32),))
 
 

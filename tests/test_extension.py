@@ -144,9 +144,9 @@ def test_yarn_with_a_ramp_of_no_width_is_a_step():
     (rotary(8, 1e4), {'name': 'ntk', 'factor': 2.0, 'trained_length': 0}, 'trained_length = 0'),
     (rotary(8, 1e4), {'name': 'ntk', 'factor': 2.0, 'trained_length': 8, 'fast': 3},
      "no setting 'fast'. It takes: factor, trained_length"),
-    (Spectrum(), {'name': 'linear', 'factor': 2.0, 'trained_length': 8}, 'neither freq.*none'),
+    (Spectrum(), {'name': 'linear', 'factor': 2.0, 'trained_length': 8}, 'neither freq.*log_n'),
     (Spectrum(slope_H=np.ones(2)), {'name': 'yarn', 'factor': 2.0, 'trained_length': 8},
-     'changes frequencies.*Use: none, linear'),
+     'changes frequencies.*Use: none, linear, log_n'),
     (rotary(2, 1e4), {'name': 'ntk', 'factor': 2.0, 'trained_length': 8}, 'at least two freq'),
     (Spectrum(frequency_F=np.array([1.0, 0.5, 0.4])),
      {'name': 'yarn', 'factor': 2.0, 'trained_length': 8}, 'fall by one ratio'),
@@ -157,26 +157,142 @@ def test_what_cannot_be_extended_is_refused_with_the_reason(spectrum, settings, 
     extend(spectrum, **settings)
 
 
-def test_methods_that_change_frequencies_apply_to_frequencies_only():
-  assert applicable(rotary(8, 1e4)) == list(METHODS)
-  assert applicable(Spectrum(slope_H=np.ones(2))) == ['none', 'linear']
-  assert applicable(Spectrum(rate=1.0)) == ['none', 'linear']
-  assert applicable(Spectrum()) == ['none']
+STRETCHING = ['linear', 'ntk', 'by_parts', 'ntk_by_parts', 'yarn', 'llama3']
 
 
-@pytest.mark.parametrize('name', METHODS)
+def test_methods_apply_to_what_they_change():
+  frequencies = ['rescale', 'rebase']
+  rotating = [
+    'drop', 'log_n', 'dynamic_linear', 'dynamic_ntk', 'dynamic_yarn', 'longrope', 'rerope',
+    'self_extend', 'dual_chunk', 'streaming',
+  ]  # fmt: skip
+  turned = dataclasses.replace(rotary(8, 1e4), amplitude=1.0)
+  assert applicable(turned) == list(METHODS) == ['none', *STRETCHING, *frequencies, *rotating]
+  assert applicable(rotary(8, 1e4)) == ['none', *STRETCHING, *frequencies, 'log_n']
+  assert applicable(Spectrum(slope_H=np.ones(2))) == ['none', 'linear', 'log_n']
+  assert applicable(Spectrum(rate=1.0)) == ['none', 'linear', 'log_n']
+  assert applicable(Spectrum()) == ['none', 'log_n']
+  assert applicable(Spectrum(rate=1.0, fixed=True)) == ['none']
+
+
+@pytest.mark.parametrize('name', STRETCHING)
 def test_a_factor_of_one_changes_nothing_and_a_factor_near_one_next_to_nothing(name):
   trained = rotary(32, 10_000.0)
   for factor, rtol in ((1, 0), (1.0, 0), (1 + 1e-9, 1e-8)):
-    settings = {} if name == 'none' else {'factor': factor, 'trained_length': 256}
-    spectrum = extend(trained, name=name, **settings)
+    spectrum = extend(trained, name=name, factor=factor, trained_length=256)
     np.testing.assert_allclose(spectrum.frequency_F, trained.frequency_F, rtol=rtol)
     np.testing.assert_allclose(spectrum.temperature, 1, rtol=rtol)
 
 
 def test_a_factor_without_a_method_is_refused_and_names_the_methods():
-  with pytest.raises(ValueError, match='factor 4 would leave everything'):
+  with pytest.raises(ValueError, match=r'factor 4 would leave everything.*linear, ntk'):
     extend(Spectrum(frequency_F=np.array([1.0, 0.1])), name='none', factor=4)
-  with pytest.raises(ValueError, match='this scheme has none'):
-    extend(Spectrum(), name='none', factor=4)
   assert extend(Spectrum(), name='none', factor=1.0, trained_length=8) == Spectrum()
+
+
+def test_what_a_config_always_has_is_no_setting_of_methods_that_take_none():
+  """`config.extension` has a factor of 1 and no trained length, whatever the method."""
+  spectrum = extend(
+    dataclasses.replace(rotary(8, 1e4), amplitude=1.0), name='drop', factor=1.0,
+    trained_length=None, length=64,
+  )  # fmt: skip
+  assert not spectrum.frequency_F.any()
+  with pytest.raises(ValueError, match="has no setting 'factor'"):
+    extend(dataclasses.replace(rotary(8, 1e4), amplitude=1.0), name='drop', factor=2.0)
+
+
+@pytest.mark.parametrize('factor', FACTORS)
+@pytest.mark.parametrize(('fast', 'slow'), [(32.0, 1.0), (4.0, 1.0), (8.0, 0.5)])
+@pytest.mark.parametrize(('d', 'theta', 'L'), SIZES)
+def test_by_parts_stretches_each_wave_by_its_turns(d, theta, L, factor, fast, slow):
+  spectrum = extend(
+    rotary(d, theta), name='by_parts', factor=factor, trained_length=L, fast=fast, slow=slow
+  )
+  for w, ours in zip(rotary(d, theta).frequency_F, spectrum.frequency_F, strict=True):
+    turns = L / (2 * math.pi / w)
+    gamma = 0 if turns < slow else 1 if turns > fast else (turns - slow) / (fast - slow)
+    np.testing.assert_allclose(ours, (1 - gamma) * w / factor + gamma * w, rtol=1e-13)
+  assert spectrum.temperature == 1
+
+
+def test_llama3_is_by_parts_between_one_and_four_turns_under_its_own_names():
+  settings = {'factor': 8.0, 'trained_length': 8192}
+  trained = rotary(128, 500_000.0)
+  ours = extend(trained, name='llama3', **settings, low_freq_factor=2.0, high_freq_factor=3.0)
+  parts = extend(trained, name='by_parts', **settings, slow=2.0, fast=3.0)
+  np.testing.assert_array_equal(ours.frequency_F, parts.frequency_F)
+  default = extend(trained, name='llama3', **settings)
+  parts = extend(trained, name='by_parts', **settings, slow=1.0, fast=4.0)
+  np.testing.assert_array_equal(default.frequency_F, parts.frequency_F)
+
+
+def ntk_by_parts_as_released(d, theta, L, s):
+  """jquesnelle/yarn, LlamaPartNTKScaledRotaryEmbedding, in Python floats."""
+  def mask(low_turns, high_turns, i):
+    at = lambda turns: d * math.log(L / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    low, high = max(math.floor(at(low_turns)), 0), min(math.ceil(at(high_turns)), d - 1)
+    return 1 - min(1, max(0, (i - low) / (high - low + 0.001 * (high == low))))
+  frequencies = []
+  for i in range(d // 2):
+    base, raised = theta ** (-2 * i / d), (theta * s ** (d / (d - 2))) ** (-2 * i / d)
+    mixed = base / s * (1 - mask(1.25, 0.75, i)) + raised * mask(1.25, 0.75, i)
+    frequencies.append(mixed * (1 - mask(16, 2, i)) + base * mask(16, 2, i))
+  return np.array(frequencies)
+
+
+@pytest.mark.parametrize('factor', FACTORS)
+@pytest.mark.parametrize(('d', 'theta', 'L'), SIZES)
+def test_ntk_by_parts_is_what_was_released_before_yarn(d, theta, L, factor):
+  spectrum = extend(rotary(d, theta), name='ntk_by_parts', factor=factor, trained_length=L)
+  expected = ntk_by_parts_as_released(d, theta, L, factor)
+  np.testing.assert_allclose(spectrum.frequency_F, expected, rtol=1e-12)
+
+
+def test_yarn_multiplies_what_is_rotated_and_deepseek_all_dimensions():
+  turned = dataclasses.replace(rotary(32, 10_000.0), amplitude=1.0)
+  settings = {'name': 'yarn', 'factor': 40.0, 'trained_length': 4096}
+  plain = extend(turned, **settings)
+  assert (plain.amplitude, plain.temperature) == (0.1 * math.log(40) + 1, 1.0)
+  given = extend(turned, **settings, attention_factor=1.5)
+  assert (given.amplitude, given.temperature) == (1.5, 1.0)
+  v2 = extend(turned, **settings, mscale=0.707, mscale_all_dim=0.707)
+  assert v2.amplitude == 1.0
+  np.testing.assert_allclose(v2.temperature, (0.0707 * math.log(40) + 1) ** 2, rtol=1e-15)
+  both = extend(turned, **settings, mscale=1.0, mscale_all_dim=0.5)
+  np.testing.assert_allclose(
+    both.amplitude, (0.1 * math.log(40) + 1) / (0.05 * math.log(40) + 1), rtol=1e-15
+  )
+  np.testing.assert_allclose(both.temperature, (0.05 * math.log(40) + 1) ** 2, rtol=1e-15)
+  for odd in ({'mscale': 1.0}, {'mscale': 1.0, 'mscale_all_dim': 1.0, 'attention_factor': 2.0}):
+    with pytest.raises(ValueError, match='Give the first two, or the third'):
+      extend(turned, **settings, **odd)
+
+
+@pytest.mark.parametrize(('theta', 'trained_theta'), [(5e5, 1e4), (1e4, 100.0)])
+def test_another_base_is_that_of_frequencies_made_with_it(theta, trained_theta):
+  spectrum = extend(
+    rotary(32, trained_theta), name='rebase', theta=theta, trained_theta=trained_theta
+  )
+  np.testing.assert_allclose(spectrum.frequency_F, rotary(32, theta).frequency_F, rtol=1e-12)
+  with pytest.raises(ValueError, match=r'no powers of. Set trained_theta'):
+    extend(rotary(32, trained_theta), name='rebase', theta=theta, trained_theta=5000.0)
+
+
+def test_divisors_stretch_each_wave_and_must_be_as_many_and_positive():
+  spectrum = extend(
+    rotary(6, 1e4), name='rescale', divisors=(1.0, 2.0, 8.0), temperature=1.25
+  )
+  np.testing.assert_allclose(
+    spectrum.frequency_F, rotary(6, 1e4).frequency_F / [1, 2, 8], rtol=1e-15
+  )
+  assert spectrum.temperature == 1.25
+  with pytest.raises(ValueError, match='2 divisors for 3 frequencies'):
+    extend(rotary(6, 1e4), name='rescale', divisors=(1.0, 2.0))
+  with pytest.raises(ValueError, match='not above 0'):
+    extend(rotary(6, 1e4), name='rescale', divisors=(1.0, 2.0, 0.0))
+
+
+def test_a_length_to_compare_logarithms_with_is_two_or_more():
+  assert extend(Spectrum(), name='log_n', trained_length=64).log_length == math.log(64)
+  with pytest.raises(ValueError, match=r'trained_length = 1. Use 2'):
+    extend(Spectrum(), name='log_n', trained_length=1)

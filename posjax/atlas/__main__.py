@@ -20,7 +20,6 @@ from posjax import cli, positions
 from posjax.atlas import drawing, measure, pictures, trained
 from posjax.atlas.portrait import Portrait, portray, recipes_of
 from posjax.config import load
-from posjax.extension import applicable
 from posjax.positions import Dims, Scheme
 
 
@@ -97,8 +96,8 @@ def describe(portrait: Portrait, scheme: Scheme, dims: Dims) -> str:
   """A scheme's entry in the index."""
   content = ', by content' if 'content' in portrait.acts else ''
   acts = listed([word for word in portrait.acts if word != 'content']) or 'nothing'
-  methods = applicable(scheme.spectrum(dims))[1:]
-  extends = f'extended by {listed(methods)}' if methods else 'no extension applies'
+  methods = measure.stretching(scheme.spectrum(dims))
+  extends = f'stretched by {listed(methods)}' if methods else 'nothing stretches it'
   return ENTRY.format(
     name=portrait.name,
     about=portrait.about,

@@ -7,7 +7,6 @@ F frequencies, D model width.
 """
 
 import functools
-import inspect
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 
 from posjax.attend import Logits, Mask, Rows, Tile
 from posjax.attention import encoded, scored
-from posjax.extension import METHODS, Spectrum, applicable, extend
+from posjax.extension import Spectrum, applicable, extend, takes
 from posjax.positions import Dims, Scheme
 
 REACH = 4  # everything is measured out to so many trained lengths
@@ -160,16 +159,14 @@ def reach(length: int, capacity: float) -> int:
 
 def extended(spectrum, length: int, *factors: float) -> dict[str, Any]:
   """{'linear ×4': spectrum} factor by factor, of each method that applies and needs only that."""
-  given = {'spectrum', 'factor', 'trained_length'}
-  methods = [name for name in applicable(spectrum) if name != 'none' and needs(name) <= given]
   return {
     f'{name} ×{factor:g}': extend(spectrum, name=name, factor=factor, trained_length=length)
     for factor in factors
-    for name in methods
+    for name in stretching(spectrum)
   }
 
 
-def needs(method: str) -> set[str]:
-  """Settings of a method that have no default."""
-  parameters = inspect.signature(METHODS[method]).parameters.values()
-  return {p.name for p in parameters if p.default is p.empty}
+def stretching(spectrum) -> list[str]:
+  """The methods that apply and need nothing but a factor and the trained length."""
+  needs = lambda name: {key for key, p in takes(name).items() if p.default is p.empty}
+  return [name for name in applicable(spectrum) if needs(name) == {'factor', 'trained_length'}]

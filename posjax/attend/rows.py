@@ -161,6 +161,18 @@ def spread(bias_HN: Array, I: int, J: int) -> Array:
   return jnp.concatenate(windows, axis=1)
 
 
+@jax.custom_batching.custom_vmap
+def anywhere(x) -> jax.Array:
+  """Whether anything is true, in a whole batch: one answer for all, so that vmap leaves a branch
+  that hangs on it a branch, and does not run both."""
+  return jnp.any(x)
+
+
+@anywhere.def_vmap
+def _(size, batched, x):
+  return anywhere(x), False
+
+
 def along_diagonals(q_HIK: Array, table_HKM: Array) -> Array:
   """s_HIJ[h, i, j] = q[h, i] . table[h, :, I - 1 - i + j], float32: queries meet distances, as of
   `Tile.distance_M` with M = I + J, and nothing is gathered (Dai et al. 2019, arXiv:1901.02860,

@@ -18,6 +18,7 @@ from posjax.evaluation.gain import gains
 from posjax.evaluation.perplexity import score, tabulate
 from posjax.evaluation.position import curves
 from posjax.evaluation.windows import contexts, sliding
+from posjax.extension import takes
 
 
 class Documents(Protocol):
@@ -142,8 +143,8 @@ def choose(documents: Documents, *, targets: int, tokens: int) -> tuple[np.ndarr
 
 
 def at_length(recipe: dict, length: int, trained_length: int) -> dict:
-  """A recipe without a factor takes the one that fits: max(1, length / trained length)."""
-  if recipe['name'] == 'none' or 'factor' in recipe:
+  """Where a recipe lacks the factor it needs: the one that fits, max(1, length / trained)."""
+  if 'factor' in recipe or 'factor' not in takes(recipe['name']):
     return recipe
   return {**recipe, 'factor': max(1.0, length / trained_length)}
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from posjax.attend.rows import anywhere
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
 
@@ -74,18 +75,6 @@ class CoPE(Scheme):
       anywhere(jax.lax.stop_gradient(counting_HI)),
       count, pass_by, s_HIJ, count_HI, gain_HIE, spectrum.rate,
     )  # fmt: skip
-
-
-@jax.custom_batching.custom_vmap
-def anywhere(x) -> jax.Array:
-  """Whether anything is true, in a whole batch: one answer for all, so that vmap leaves a branch
-  that hangs on it a branch, and does not run both."""
-  return jnp.any(x)
-
-
-@anywhere.def_vmap
-def _(size, batched, x):
-  return anywhere(x), False
 
 
 def interpolated(table_HIE, place_HIJ):

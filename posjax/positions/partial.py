@@ -38,10 +38,10 @@ class PartialRoPE(Scheme):
         f'A share of {self.share} turns {R} of {K} dimensions, but they turn in pairs. '
         f'Use a share that gives an even number, e.g. {2 * max(1, R // 2) / K}.'
       )
-    return Spectrum(frequency_F=geometric_frequencies(R, self.theta))
+    return Spectrum(frequency_F=geometric_frequencies(R, self.theta), amplitude=1.0)
 
   def query(self, params, spectrum, q_LHK, pos_L):
-    return rotate(q_LHK, spectrum.frequency_F, pos_L)
+    return rotate(q_LHK, spectrum.frequency_F, pos_L, spectrum.amplitude)
 
   def key(self, params, spectrum, k_LGK, pos_L):
-    return rotate(k_LGK, spectrum.frequency_F, pos_L)
+    return rotate(k_LGK, spectrum.frequency_F, pos_L, spectrum.amplitude)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
-from posjax.rotary import geometric_frequencies
+from posjax.rotary import angles, at_position, geometric_frequencies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,24 +43,20 @@ class PoPE(Scheme):
     return {'phase_GK': -self.phase * jax.random.uniform(key, shape)}
 
   def spectrum(self, dims):
-    return Spectrum(frequency_F=geometric_frequencies(2 * dims.head_width, self.theta))
+    frequency_F = geometric_frequencies(2 * dims.head_width, self.theta)
+    return Spectrum(frequency_F=frequency_F, amplitude=1.0)
 
   def query(self, params, spectrum, q_LHK, pos_L):
-    return polar(q_LHK, angles(spectrum, pos_L))
+    return polar(q_LHK, spectrum, pos_L)
 
   def key(self, params, spectrum, k_LGK, pos_L):
-    return polar(k_LGK, angles(spectrum, pos_L) + clamped(params['phase_GK']))
+    return polar(k_LGK, spectrum, pos_L, clamped(params['phase_GK']))
 
 
-def angles(spectrum: Spectrum, pos_L):
-  """angle_L1K in float32, whatever the vectors are: bfloat16 cannot even hold position 257."""
-  angle_LK = pos_L.astype(jnp.float32)[:, None] * spectrum.frequency_F.astype(jnp.float32)
-  return angle_LK[:, None]
-
-
-def polar(x_LHK, angle_LHK):
-  """[t cos(angle) | t sin(angle)] with t = softplus(x), in the type of x."""
-  length_LHK = jax.nn.softplus(x_LHK.astype(jnp.float32))
+def polar(x_LHK, spectrum: Spectrum, pos_L, phase_HK=0.0):
+  """[t cos(angle) | t sin(angle)] with t = amplitude softplus(x), in the type of x."""
+  angle_LHK = angles(pos_L, spectrum.frequency_F)[:, None] + phase_HK
+  length_LHK = jax.nn.softplus(x_LHK.astype(jnp.float32)) * at_position(spectrum.amplitude, pos_L)
   waves = [length_LHK * jnp.cos(angle_LHK), length_LHK * jnp.sin(angle_LHK)]
   return jnp.concatenate(waves, axis=-1).astype(x_LHK.dtype)
 

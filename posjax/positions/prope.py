@@ -42,15 +42,19 @@ class PRoPE(Scheme):
         f'A share of {self.share} turns none of the {dims.head_width // 2} pairs of a head. '
         f'Use a share of at least {2 / dims.head_width}, or the scheme without positions.'
       )
-    return Spectrum(frequency_F=geometric_frequencies(dims.head_width, self.theta)[:F])
+    frequency_F = geometric_frequencies(dims.head_width, self.theta)[:F]
+    return Spectrum(frequency_F=frequency_F, amplitude=1.0)
 
   def query(self, params, spectrum, q_LHK, pos_L):
-    return rotate(q_LHK, with_zeros(spectrum.frequency_F, q_LHK.shape[-1] // 2), pos_L)
+    return turn(q_LHK, spectrum, pos_L)
 
   def key(self, params, spectrum, k_LGK, pos_L):
-    return rotate(k_LGK, with_zeros(spectrum.frequency_F, k_LGK.shape[-1] // 2), pos_L)
+    return turn(k_LGK, spectrum, pos_L)
 
 
-def with_zeros(frequency_F, pairs: int):
-  """One frequency for each of the `pairs` of a head: those after F do not turn."""
-  return jnp.pad(frequency_F, (0, pairs - len(frequency_F)))
+def turn(x_LHK, spectrum, pos_L):
+  """x rotated: pairs after the last frequency have frequency 0, and so get the amplitude, too."""
+  w_F = spectrum.frequency_F
+  still = x_LHK.shape[-1] // 2 - w_F.shape[-1]
+  w_F = jnp.pad(w_F, [(0, 0)] * (w_F.ndim - 1) + [(0, still)])
+  return rotate(x_LHK, w_F, pos_L, spectrum.amplitude)

@@ -18,10 +18,10 @@ class RoPE(Scheme):
   theta: float = 10_000.0
 
   def spectrum(self, dims):
-    return Spectrum(frequency_F=geometric_frequencies(dims.head_width, self.theta))
+    return Spectrum(frequency_F=geometric_frequencies(dims.head_width, self.theta), amplitude=1.0)
 
   def query(self, params, spectrum, q_LHK, pos_L):
-    return rotate(q_LHK, spectrum.frequency_F, pos_L)
+    return rotate(q_LHK, spectrum.frequency_F, pos_L, spectrum.amplitude)
 
   def key(self, params, spectrum, k_LGK, pos_L):
-    return rotate(k_LGK, spectrum.frequency_F, pos_L)
+    return rotate(k_LGK, spectrum.frequency_F, pos_L, spectrum.amplitude)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
-from posjax.rotary import geometric_frequencies
+from posjax.rotary import angles, geometric_frequencies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,6 @@ class Sinusoidal(Scheme):
     return Spectrum(frequency_F=geometric_frequencies(dims.width, self.theta))
 
   def embed(self, params, spectrum, x_LD, tokens_L, pos_L):
-    angle_LF = pos_L.astype(jnp.float32)[:, None] * spectrum.frequency_F.astype(jnp.float32)
+    angle_LF = angles(pos_L, spectrum.frequency_F)
     wave_LF2 = jnp.stack([jnp.sin(angle_LF), jnp.cos(angle_LF)], axis=-1)
     return x_LD + (self.amplitude * wave_LF2).reshape(x_LD.shape).astype(x_LD.dtype)

@@ -58,7 +58,8 @@ class XPos(Scheme):
     return RANGE / math.log((1 + self.gamma) / self.gamma)
 
   def spectrum(self, dims):
-    return Spectrum(frequency_F=geometric_frequencies(dims.head_width, self.theta), rate=1.0)
+    frequency_F = geometric_frequencies(dims.head_width, self.theta)
+    return Spectrum(frequency_F=frequency_F, amplitude=1.0, rate=1.0)
 
   def capacity(self, spectrum, dims):
     return math.floor(self.reach * self.scale_base / float(spectrum.rate))
@@ -75,9 +76,10 @@ class XPos(Scheme):
       raise ValueError(
         'xPos scales by up to e^40, and float16 ends at e^11. Use --config.model.dtype=bfloat16.'
       )
-    F = len(spectrum.frequency_F)
+    F = spectrum.frequency_F.shape[-1]
     fade_F = np.log((np.arange(F) / F + self.gamma) / (1 + self.gamma))
     u_L = pos_L.astype(jnp.float32) * (spectrum.rate / self.scale_base) - self.reach / 2
     scale_L1F = jnp.exp(sign * u_L[:, None] * fade_F.astype(np.float32))[:, None]
     scaled_LHK = x_LHK.astype(jnp.float32) * jnp.concatenate([scale_L1F, scale_L1F], axis=-1)
-    return rotate(scaled_LHK, spectrum.frequency_F, pos_L).astype(x_LHK.dtype)
+    turned_LHK = rotate(scaled_LHK, spectrum.frequency_F, pos_L, spectrum.amplitude)
+    return turned_LHK.astype(x_LHK.dtype)

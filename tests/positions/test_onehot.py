@@ -67,5 +67,5 @@ def test_nothing_is_learned_no_length_is_refused_and_nothing_stretches_it():
   scheme = positions.make('onehot')
   assert scheme.init(None, DIMS) == {}
   assert scheme.capacity(scheme.spectrum(DIMS), DIMS) == np.inf
-  assert applicable(scheme.spectrum(DIMS)) == ['none']
+  assert applicable(scheme.spectrum(DIMS)) == ['none', 'log_n']
   assert len(np.unique(codes(range(1000), width=64), axis=0)) == 1000

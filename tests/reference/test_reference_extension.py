@@ -13,7 +13,7 @@ RTOL = 12 * np.finfo(np.float32).eps
 
 
 def trained(case):
-  return Spectrum(frequency_F=geometric_frequencies(case.rotary, case.theta))
+  return Spectrum(frequency_F=geometric_frequencies(case.rotary, case.theta), amplitude=1.0)
 
 
 def close(frequency_F, case):
@@ -36,7 +36,7 @@ def test_linear_gives_the_frequencies_of_transformers(published):
     settings = {'factor': case.factor, 'trained_length': case.trained_length}
     spectrum = extend(trained(case), name='linear', **settings)
     assert close(spectrum.frequency_F, case)
-    assert spectrum.temperature == case.attention_factor**2 == 1
+    assert spectrum.amplitude == case.attention_factor == 1
     assert not close(spectrum.frequency_F / case.factor, case)  # divided twice
 
 
@@ -48,7 +48,7 @@ def test_ntk_gives_the_frequencies_that_dynamic_ntk_has_at_its_target(published)
       d, s = case.rotary, case.length / case.trained_length
       spectrum = extend(trained(case), name='ntk', factor=s, trained_length=case.trained_length)
       assert close(spectrum.frequency_F, case)
-      assert spectrum.temperature == case.attention_factor**2 == 1
+      assert spectrum.amplitude == case.attention_factor == 1
       for exponent in (1, 2 * d / (2 * d - 2), (d - 2) / d):  # for d / (d - 2)
         assert not close(geometric_frequencies(d, case.theta * s**exponent), case)
       count += 1
@@ -62,7 +62,7 @@ def test_yarn_gives_the_frequencies_and_the_temperature_of_transformers(publishe
       **yarn_settings(case),
     )  # fmt: skip
     assert close(spectrum.frequency_F, case)
-    np.testing.assert_allclose(spectrum.temperature, case.attention_factor**2, rtol=1e-15)
+    np.testing.assert_allclose(spectrum.amplitude, case.attention_factor, rtol=1e-15)
 
 
 def yarn_with_a_mistake(case, wrong):
@@ -100,3 +100,36 @@ def test_known_mistakes_give_other_numbers_than_yarn_of_llama_and_gpt_oss(publis
     assert close(w_F, case) and math.isclose(temperature, case.attention_factor**2)
     w_F, temperature = yarn_with_a_mistake(case, wrong)
     assert not (close(w_F, case) and math.isclose(temperature, case.attention_factor**2))
+
+
+def test_dynamic_ntk_gives_the_frequencies_of_transformers(published):
+  for case in published('extension-dynamic').cases:
+    spectrum = extend(
+      trained(case), name='dynamic_ntk', gain=case.factor, trained_length=case.trained_length,
+      length=case.length,
+    )  # fmt: skip
+    assert close(spectrum.frequency_F, case)
+    assert spectrum.amplitude == case.attention_factor == 1
+
+
+def test_llama3_gives_the_frequencies_of_transformers(published):
+  for case in published('extension-llama3').cases:
+    spectrum = extend(
+      trained(case), name='llama3', factor=case.factor, trained_length=case.trained_length,
+      low_freq_factor=case.low_freq_factor, high_freq_factor=case.high_freq_factor,
+    )  # fmt: skip
+    assert close(spectrum.frequency_F, case)
+    assert spectrum.amplitude == case.attention_factor == 1
+
+
+def test_longrope_gives_the_frequencies_and_the_attention_factor_of_transformers(published):
+  for case in published('extension-longrope').cases:
+    spectrum = extend(
+      trained(case), name='longrope', trained_length=case.trained_length,
+      length=getattr(case, 'length', 1),  # the reference takes the short factors without one
+      factor=case.factor or case.maximum / case.trained_length, short=case.short_factor,
+      long=case.long_factor,
+      attention_factor=1.25 if case.attention_factor == 1.25 else None,  # asked for by the config
+    )  # fmt: skip
+    assert close(spectrum.frequency_F, case)
+    np.testing.assert_allclose(spectrum.amplitude, case.attention_factor, rtol=1e-15)
