@@ -6,7 +6,7 @@ argument of the compiled function, a sweep over a hundred settings compiles once
 
 `extend(spectrum, name='yarn', factor=4.0, trained_length=2048)` picks a function of this package by
 its name. Those that take a `factor`, how many times longer than `trained_length` (tokens) the text
-gets, are the identity at factor 1. Where schemes are combined, a model has a pytree of spectra:
+gets, are the identity at factor 1, but for LongRoPE's, whose divisors are given. Where schemes are combined, a model has a pytree of spectra:
 each changes that the method makes sense for.
 """
 
@@ -52,7 +52,7 @@ NEEDS: dict[Callable[..., Spectrum], Callable[[Spectrum], bool]] = {
   frequencies.ntk_by_parts: _frequencies,
   frequencies.yarn: _frequencies,
   frequencies.llama3: _frequencies,
-  frequencies.rescale: _frequencies,
+  dynamic.rescale: _frequencies,
   frequencies.rebase: _frequencies,
   frequencies.drop: _rotation,
   frequencies.log_n: _anything,
@@ -116,7 +116,7 @@ def extend(spectrum: Any, *, name: str, **settings) -> Any:
         f"Extension '{name}' got {key} = {settings[key]}, which would shorten the context. "
         f'Use {key} >= 1.'
       )
-  if settings.get('factor') == 1 or name == 'none':
+  if name == 'none' or (settings.get('factor') == 1 and METHODS[name] is not dynamic.longrope):
     return spectrum
   method = functools.partial(METHODS[name], **settings)
   return each(lambda one: method(one) if _can(name, one) else one, spectrum)

@@ -107,6 +107,39 @@ def longrope(
   return frequencies.amplified(divided, attention_factor)
 
 
+def rescale(
+  spectrum: Spectrum,
+  *,
+  divisors: Sequence[float],
+  temperature: float = 1.0,
+  attention_factor: float = 1.0,
+  start: int = 0,
+  length: int | None = None,
+) -> Spectrum:
+  """A divisor for each wave: what `posjax.fit` finds, and LongRoPE's search.
+
+    frequency'[f] = frequency[f] / divisors[f];  amplitude *= attention_factor
+
+  temperature: multiplies all logits. start: so many positions at the beginning stay as trained
+  (Ding et al. 2024, sec. 3.2; `rope_mixed` of microsoft/LongRoPE); needs `length`.
+  """
+  w_F = frequencies.as_trained(spectrum, 'rescale')
+  divided_F = w_F / frequencies.divisors_of(divisors, w_F, 'rescale')
+  if start:
+    if length is None or spectrum.amplitude is None:
+      raise ValueError(
+        f"Extension 'rescale' keeps {start} positions as trained where keys are rotated, in texts "
+        'of a known length. Use start = 0 otherwise.'
+      )
+    kept_P = np.arange(length) < start
+    divided_F = np.where(kept_P[:, None], w_F, divided_F)
+    attention_factor = np.where(kept_P, 1.0, attention_factor)
+  changed = dataclasses.replace(
+    spectrum, frequency_F=divided_F, temperature=spectrum.temperature * temperature
+  )
+  return frequencies.amplified(changed, attention_factor)
+
+
 def _by_length(
   spectrum: Spectrum, method: Callable, factor_of: Callable, length: int, mode: str, prefill: int
 ) -> Spectrum:

@@ -161,18 +161,6 @@ def yarn(
   return amplified(spectrum, attention_factor)
 
 
-def rescale(
-  spectrum: Spectrum, *, divisors: Sequence[float], temperature: float = 1.0
-) -> Spectrum:
-  """A divisor for each wave, and a temperature for all logits: what `posjax.fit` finds."""
-  w_F = as_trained(spectrum, 'rescale')
-  return dataclasses.replace(
-    spectrum,
-    frequency_F=w_F / divisors_of(divisors, w_F, 'rescale'),
-    temperature=spectrum.temperature * temperature,
-  )
-
-
 def rebase(spectrum: Spectrum, *, theta: float, trained_theta: float) -> Spectrum:
   """Another base of the wavelengths, for training that goes on ("adjusted base frequency", Xiong et
   al. 2023, arXiv:2309.16039, sec. 4.1).
