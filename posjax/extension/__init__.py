@@ -6,8 +6,12 @@ argument of the compiled function, a sweep over a hundred settings compiles once
 
 `extend(spectrum, name='yarn', factor=4.0, trained_length=2048)` picks a function of this package by
 its name. Those that take a `factor`, how many times longer than `trained_length` (tokens) the text
-gets, are the identity at factor 1, but for LongRoPE's, whose divisors are given. Where schemes are combined, a model has a pytree of spectra:
-each changes that the method makes sense for.
+gets, are the identity at factor 1; but for LongRoPE's, whose divisors are given. Where schemes are
+combined, a model has a pytree of spectra: each changes that the method makes sense for.
+
+  frequencies.py  closed forms, the same for every position
+  dynamic.py      what follows the length of the text, exactly or as keys are cached
+  far.py          far keys seen from other places than their own
 """
 
 import functools
