@@ -60,15 +60,31 @@ def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, cap
   assert 'yarn' in page and '<svg' in page and 'src="http' not in page
 
 
-def test_a_sweep_of_settings_compiles_once(rope, caplog):
-  recipes = tuple({'name': 'yarn', 'factor': factor} for factor in (2.0, 3.0, 4.0, 6.0, 8.0))
-  sweep = ('--eval.name=sweep', '--eval.multiples=(1,)', f'--eval.recipes={recipes}')
+def test_a_sweep_of_over_a_hundred_settings_compiles_once(rope, caplog):
+  cheap = ('--eval.tokens=512', '--eval.multiples=(4,)', '--eval.samples=10')
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
-    evaluate(rope, EXTEND, *sweep)
+    evaluate(rope, '--eval=configs/eval/sweep.py', *cheap)
   assert compilations(caplog) == 1
   results = json.loads((rope / 'evaluation' / 'sweep.json').read_text())
-  losses = {r['loss'] for r in results['rows'] if r['estimator'] == 'sliding'}
-  assert len(losses) == 5  # and each setting was used
+  loss = {r['recipe']: r['loss'] for r in results['rows'] if r['estimator'] == 'sliding'}
+  assert len(loss) == len(results['recipes']) == 113 and results['lengths'] == [128]
+  for method in ('linear factor', 'ntk factor', 'yarn factor'):  # and each setting was used
+    assert len({x for name, x in loss.items() if name.startswith(method)}) == 14
+  assert (rope / 'evaluation' / 'sweep-sweep.png').exists()
+  assert not (rope / 'evaluation' / 'sweep-lengths.png').exists()  # of one length
+
+
+def test_dynamic_methods_are_reported_in_both_modes(rope):
+  evaluate(rope, '--eval=configs/eval/methods.py:smoke')
+  results = json.loads((rope / 'evaluation' / 'methods.json').read_text())
+  loss = {
+    (r['length'], r['recipe']): r['loss'] for r in results['rows'] if r['estimator'] == 'sliding'
+  }
+  modes = [f'dynamic_ntk mode={mode}' for mode in ('exact', 'as_deployed')]
+  assert not results['refused']
+  assert set(results['recipes']) == {*modes, 'none', 'yarn', 'dual_chunk'}
+  assert len({loss[32, name] for name in (*modes, 'none', 'yarn')}) == 1  # within what was trained
+  assert len({loss[128, name] for name in results['recipes']}) == 5
 
 
 def test_what_a_scheme_cannot_do_is_reported_as_refused_with_the_reason(tmp_path, capsys):

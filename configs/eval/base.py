@@ -17,8 +17,8 @@ def get_config(variant: str = '') -> ConfigDict:
 
   config.name = 'base'  # of the files in the run directory; another name keeps them apart
 
-  # Lengths, as multiples of the length trained at, which itself is always among them.
-  config.multiples = (1,)
+  config.multiples = (1,)  # lengths, as multiples of the length trained at
+  config.trained = True  # measure that length, too: gains are against it
 
   # Context extensions: functions of posjax/extension.py and their keywords. A recipe that sets no
   # `factor` takes the one that fits each length: max(1, length / trained length).

@@ -65,7 +65,8 @@ def evaluate(
       f'A span of {config.span} longest lengths leaves no target with full context. Use span >= 1.'
     )
   began = time.monotonic()
-  lengths = sorted({trained_length, *(round(m * trained_length) for m in config.multiples)})
+  always = {trained_length} if config.trained else set()
+  lengths = sorted(always | {round(m * trained_length) for m in config.multiples})
   stride = {length: max(1, length // config.overlap) for length in lengths}
   token_DT, short = choose(
     documents, targets=round(config.span * lengths[-1]), tokens=config.tokens

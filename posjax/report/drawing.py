@@ -76,10 +76,12 @@ def frame(title: str, x: str, y: str) -> tuple[Figure, Any]:
   return figure, axes
 
 
-def mark_trained(axes: Any, trained_length: int, ticks: Sequence[int]) -> None:
+def mark_trained(
+  axes: Any, trained_length: float, ticks: Sequence[int], name: str = 'trained'
+) -> None:
   """Gives a log2 axis its ticks, and a line at the length that training has seen."""
   axes.set_xscale('log', base=2)
-  below = {trained_length: 'trained'}  # two lines for all, or their baselines differ
+  below = {trained_length: name}  # two lines for all, or their baselines differ
   axes.set_xticks(ticks, [f'{n:,}\n{below.get(n, " ")}' for n in ticks])
   axes.xaxis.set_minor_locator(NullLocator())
   axes.axvline(trained_length, color=GREY, linewidth=1, linestyle=':')

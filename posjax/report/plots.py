@@ -59,7 +59,57 @@ def plot_positions(results: Mapping[str, Any]) -> Figure:
   return label_ends(figure, axes)
 
 
-PLOTS = {'lengths': plot_lengths, 'positions': plot_positions, 'gains': plot_gains}
+def plot_sweep(results: Mapping[str, Any]) -> Figure | None:
+  """Loss at the longest length against the factor, one line per method and its other settings;
+  None where no method has several factors."""
+  longest, lines = results['lengths'][-1], {}
+  rows = [r for r in results['rows'] if (r['length'], r['estimator']) == (longest, 'sliding')]
+  for row in rows:
+    if row['factor'] is not None:
+      words = [word for word in row['recipe'].split() if not word.startswith('factor=')]
+      lines.setdefault(' '.join(words), []).append(row)
+  lines = {name: line for name, line in lines.items() if len(line) > 1}
+  if not lines:
+    return None
+  figure, axes = frame(
+    f'Loss at {longest:,} tokens by the factor of the extension', 'factor', 'nats per token'
+  )
+  ticks = [2**n for n in range(6) if any(row['factor'] >= 2**n for row in rows if row['factor'])]
+  mark_trained(axes, longest / results['trained_length'], ticks, 'asked for')
+  for i, (name, line) in enumerate(lines.items()):
+    line = sorted(line, key=lambda row: row['factor'])
+    draw_bars(axes, line, 'factor', 'loss', label=name, **look(i))
+  return label_ends(figure, axes)
+
+
+def best(results: Mapping[str, Any], most: int = 16) -> Mapping[str, Any]:
+  """The results with no more recipes than a picture can hold: the first, and the best at the
+  longest length."""
+  if len(results['recipes']) <= most:
+    return results
+  last = [
+    r
+    for r in results['rows']
+    if (r['length'], r['estimator']) == (results['lengths'][-1], 'sliding')
+  ]
+  names = [r['recipe'] for r in sorted(last, key=lambda r: r['loss'])]
+  kept = {results['recipes'][0], *names[: most - 1]}
+  return {
+    **results,
+    'recipes': [name for name in results['recipes'] if name in kept],
+    **{
+      key: [row for row in results[key] if row['recipe'] in kept]
+      for key in ('rows', 'positions', 'gains')
+    },
+  }
+
+
+PLOTS = {
+  'lengths': lambda results: plot_lengths(best(results)) if len(results['lengths']) > 1 else None,
+  'sweep': plot_sweep,
+  'positions': lambda results: plot_positions(best(results)),
+  'gains': lambda results: plot_gains(best(results)),
+}
 
 
 def plot_training(metrics: list[Mapping[str, Any]]) -> Figure | None:
