@@ -69,7 +69,7 @@ def test_a_sweep_of_over_a_hundred_settings_compiles_once(rope, caplog):
   loss = {r['recipe']: r['loss'] for r in results['rows'] if r['estimator'] == 'sliding'}
   assert len(loss) == len(results['recipes']) == 113 and results['lengths'] == [128]
   for method in ('linear factor', 'ntk factor', 'yarn factor'):  # and each setting was used
-    assert len({x for name, x in loss.items() if name.startswith(method)}) == 14
+    assert len({x for name, x in loss.items() if name.startswith(method)}) >= 14
   assert (rope / 'evaluation' / 'sweep-sweep.png').exists()
   assert not (rope / 'evaluation' / 'sweep-lengths.png').exists()  # of one length
 
