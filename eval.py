@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from posjax import cli, data, metrics, report, run, sampling, sharding
-from posjax.checkpoint import Checkpoints
 from posjax.config import load
-from posjax.decoder import Decoder, as_trained, build, check_length, label
+from posjax.decoder import Decoder, as_trained, check_length, label
 from posjax.evaluation import evaluate
 from posjax.extension import extend
+from posjax.fit import resolve
+from posjax.loading import Loaded
+from posjax.loading import load as load_run
 from posjax.loss import token_losses
 
 
@@ -41,12 +43,13 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
 
   settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate).
   """
-  workdir = Path(workdir).expanduser()
-  config = run.load_config(workdir)
-  model = build(config)
+  loaded = load_run(workdir)
+  workdir, config, model = loaded.workdir, loaded.config, loaded.model
+  settings = settings.copy_and_resolve_references()
+  settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)
   tokenizer = data.load_tokenizer(workdir)
   documents = data.load(config.data, config.data.validation_split, tokenizer)
-  losses = make_losses(workdir, config, model)
+  losses = make_losses(loaded)
 
   def spectrum_of(recipe: dict, length: int):
     return extended(model, config, recipe, length)
@@ -74,6 +77,7 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   A recipe's factor counts from the length of this run; a run that was itself trained with an
   extension is already `config.extension.factor` times longer than its first weights.
   """
+  recipe = {key: value for key, value in recipe.items() if key != 'label'}
   if recipe['name'] == 'none':
     return as_trained(model, config)
   recipe = {'trained_length': config.train.length, 'length': length} | recipe
@@ -84,21 +88,9 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   return extend(model.spectrum(), **recipe)
 
 
-def make_losses(workdir: Path, config: ConfigDict, model: Decoder):
+def make_losses(loaded: Loaded):
   """losses(spectrum, batch) -> loss_BL of the run's checkpoint; one compilation per batch shape."""
-  mesh = sharding.nearest_mesh(config.mesh)
-  spectrum = jax.tree.map(jnp.float32, model.spectrum())
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, jnp.zeros((1, model.length), jnp.int32), spectrum)['params'],
-    jax.random.key(0),
-  )
-  like = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    sharding.place(shapes, mesh),
-  )
-  with Checkpoints(workdir / 'checkpoints') as checkpoints:
-    params = checkpoints.restore_params(like)
+  config, model, mesh = loaded.config, loaded.model, loaded.mesh
   whole = sharding.replicated(mesh)
   sampler = sampling.make(**config.sampling)
 
@@ -121,7 +113,7 @@ def make_losses(workdir: Path, config: ConfigDict, model: Decoder):
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     place = whole if rows % parts else sharding.of_batch(mesh, rows)
     batch = {name: jax.device_put(x, place) for name, x in batch.items()}
-    return jitted(params, jax.tree.map(jnp.float32, spectrum), batch)
+    return jitted(loaded.params, jax.tree.map(jnp.float32, spectrum), batch)
 
   return losses
 

@@ -21,7 +21,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.trained = True  # measure that length, too: gains are against it
 
   # Context extensions: functions of posjax/extension.py and their keywords. A recipe that sets no
-  # `factor` takes the one that fits each length: max(1, length / trained length).
+  # `factor` takes the one that fits each length: max(1, length / trained length). 'fitted' is what
+  # `python -m posjax.fit` has found, `by` one of its methods; `label` is what a reader calls it.
   config.recipes = ({'name': 'none'},)
 
   config.span = 2.0  # targets of each document, in longest lengths; with 1 the longest window would

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from posjax import composition, data, run, sampling
+from posjax import composition, data, loading, sampling
 from posjax.atlas import measure
 from posjax.atlas.portrait import PLAIN, Portrait, portray, recipes_of
 from posjax.attend.rows import HIDDEN
 from posjax.attention import Layer
-from posjax.checkpoint import Checkpoints
-from posjax.decoder import Decoder, as_trained, build, label
+from posjax.decoder import Decoder, as_trained, label
 from posjax.evaluation import choose
 from posjax.positions.base import merged
 
@@ -82,17 +81,14 @@ class Attention:
 
 def load(workdir: str | Path) -> Trained:
   """Raises ValueError if `workdir` holds no run, or no whole checkpoint."""
-  workdir = Path(workdir).expanduser()
-  config = run.load_config(workdir)
-  model = build(config)
-  tokens_BL = jnp.zeros((1, model.length), jnp.int32)
-  spectrum = measure.on_device(model.spectrum())
-  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, spectrum)
-  with Checkpoints(workdir / 'checkpoints') as checkpoints:
-    params = checkpoints.restore_params(shapes['params'])
-  documents = data.load(config.data, config.data.validation_split, data.load_tokenizer(workdir))
+  loaded = loading.load(workdir)
+  data_config, tokenizer = loaded.config.data, data.load_tokenizer(loaded.workdir)
   return Trained(
-    name=workdir.resolve().name, config=config, model=model, params=params, documents=documents
+    name=loaded.workdir.resolve().name,
+    config=loaded.config,
+    model=loaded.model,
+    params=loaded.params,
+    documents=data.load(data_config, data_config.validation_split, tokenizer),
   )
 
 

@@ -151,5 +151,7 @@ def at_length(recipe: dict, length: int, trained_length: int) -> dict:
 
 
 def label(recipe: dict) -> str:
-  """What a reader calls a recipe: 'yarn', or 'yarn factor=8' if it sets keywords."""
+  """What a reader calls a recipe: its `label`, or 'yarn', or 'yarn factor=8' with keywords."""
+  if 'label' in recipe:
+    return recipe['label']
   return ' '.join([recipe['name'], *(f'{k}={v}' for k, v in recipe.items() if k != 'name')])

@@ -124,7 +124,7 @@ def rescale(
   (Ding et al. 2024, sec. 3.2; `rope_mixed` of microsoft/LongRoPE); needs `length`.
   """
   w_F = frequencies.as_trained(spectrum, 'rescale')
-  divided_F = w_F / frequencies.divisors_of(divisors, w_F, 'rescale')
+  changed = spectrum.rescaled(frequencies.divisors_of(divisors, w_F, 'rescale'), temperature)
   if start:
     if length is None or spectrum.amplitude is None:
       raise ValueError(
@@ -132,11 +132,10 @@ def rescale(
         'of a known length. Use start = 0 otherwise.'
       )
     kept_P = np.arange(length) < start
-    divided_F = np.where(kept_P[:, None], w_F, divided_F)
+    changed = dataclasses.replace(
+      changed, frequency_F=np.where(kept_P[:, None], w_F, changed.frequency_F)
+    )
     attention_factor = np.where(kept_P, 1.0, attention_factor)
-  changed = dataclasses.replace(
-    spectrum, frequency_F=divided_F, temperature=spectrum.temperature * temperature
-  )
   return frequencies.amplified(changed, attention_factor)
 
 

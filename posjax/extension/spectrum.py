@@ -45,6 +45,12 @@ class Spectrum:
   far: Far | None = None
   fixed: bool = False
 
+  def rescaled(self, divisor_F, temperature) -> 'Spectrum':
+    """Each wave longer by its divisor, all logits times the temperature."""
+    return dataclasses.replace(
+      self, frequency_F=self.frequency_F / divisor_F, temperature=self.temperature * temperature
+    )
+
   @property
   def capacity(self) -> float:
     """Positions it has numbers for."""

@@ -1,0 +1,45 @@
+"""A run's model with the weights of its newest whole checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from posjax import run, sharding
+from posjax.checkpoint import Checkpoints
+from posjax.decoder import Decoder, build
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+  """A run: its complete config, its model, its parameters on the mesh nearest to its own."""
+
+  workdir: Path
+  config: ConfigDict
+  model: Decoder
+  params: Any
+  mesh: Mesh
+
+
+def load(workdir: str | Path) -> Loaded:
+  """Raises ValueError where the directory holds no run, or no whole checkpoint."""
+  workdir = Path(workdir).expanduser()
+  config = run.load_config(workdir)
+  model, mesh = build(config), sharding.nearest_mesh(config.mesh)
+  spectrum = jax.tree.map(jnp.float32, model.spectrum())
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, model.length), jnp.int32), spectrum)['params'],
+    jax.random.key(0),
+  )
+  like = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    sharding.place(shapes, mesh),
+  )
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    params = checkpoints.restore_params(like)
+  return Loaded(workdir=workdir, config=config, model=model, params=params, mesh=mesh)
