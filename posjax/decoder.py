@@ -247,6 +247,7 @@ class Decoder(nn.Module):
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=times,
+      check_constancy_invariants=False,  # nothing is shared along the depth: no trace for that
     )
     return stack(self.clone(parent=None), pattern)
 
