@@ -113,7 +113,10 @@ def experiment(config: ConfigDict, variant: str) -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
   """The same experiment in seconds: the code path is the point, the numbers mean nothing."""
   config.model.width = 32
-  config.model.layers = 2 if config.layers is None else len(config.layers)
+  config.model.layers = 2
+  if config.layers is not None:  # each kind of layer once
+    kinds = [one for n, one in enumerate(config.layers) if one not in config.layers[:n]]
+    config.layers, config.model.layers = tuple(kinds), len(kinds)
   config.model.heads = 4
   config.model.kv_heads = min(config.model.kv_heads, 4)
   config.model.head_width = 8

@@ -331,7 +331,10 @@ def test_every_layer_is_drawn_with_what_it_has_learned():
 
 def test_layers_of_a_pattern_are_drawn_each_with_its_own_scheme_and_alike_ones_once():
   """Three of rope, one of none, over five layers: one pattern, and one layer left over."""
-  run = fresh_run('configs/rnope.py:smoke', 'model.layers=5')
+  run = fresh_run(
+    'configs/rnope.py', 'model.layers=5', 'model.width=32', 'model.heads=4', 'model.kv_heads=4',
+    'model.head_width=8', 'model.mlp_width=64', 'train.length=32',
+  )  # fmt: skip
   pages = trained.portraits(run)
   assert [(page.name, page.setting) for page in pages] == [
     ('rope', 'fresh, layer 1 of 5'), ('none', 'fresh, layer 4 of 5'),

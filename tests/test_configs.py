@@ -17,6 +17,7 @@ from posjax.decoder import label
 EXPERIMENTS = sorted(
   path.stem for path in (ROOT / 'configs').glob('[!_]*.py') if path.stem != 'base'
 )
+PATTERNS = [name for name in EXPERIMENTS if load(f'configs/{name}.py').layers is not None]
 EVALUATIONS = sorted(path.stem for path in (ROOT / 'configs' / 'eval').glob('[!_]*.py'))
 
 
@@ -51,6 +52,16 @@ def test_every_config_trains_evaluates_and_reports(name, request, tmp_path, caps
   results = json.loads((tmp_path / 'run' / 'evaluation' / 'base.json').read_text())
   assert results['rows'] and results['facts']['scheme'] == label(config)
   assert '<svg' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+@pytest.mark.parametrize('name', PATTERNS)
+def test_a_smoke_run_has_each_kind_of_layer_once_and_the_experiment_has_parameters_for_all(name):
+  config, smoke = load(f'configs/{name}.py'), load(f'configs/{name}.py:smoke')
+  assert len(smoke.layers) == smoke.model.layers < len(config.layers)
+  assert all(smoke.layers.count(layer) == 1 for layer in config.layers)
+  train.complete(config)
+  job = train.prepare(config)
+  assert len(job.spectrum) == len(job.like.params['blocks']) == len(config.layers)
 
 
 @pytest.mark.slow
