@@ -123,8 +123,9 @@ def test_a_query_that_counts_every_token_has_relative_positions(rng):
   table_EK, q_LHK = (np.float32(rng.normal(size=shape)) for shape in ((8, K), (L, 2, K)))
   query, key = rows_of(scheme, table_EK, q_LHK)
   open_HIJ = jnp.full((2, L, L), 40.0)
-  got_HIJ, count_HI = scheme.walk(
-    {}, PLAIN, open_HIJ, Tile(query, key, Mask()), scheme.start({}, PLAIN, query)
+  start = scheme.start({}, PLAIN, query)
+  got_HIJ, count_HI = map(
+    np.asarray, jax.jit(scheme.walk)({}, PLAIN, open_HIJ, Tile(query, key, Mask()), start)
   )
   for h, i, j in np.ndindex(2, L, L):
     if j <= i:
@@ -193,6 +194,7 @@ def test_counts_beyond_the_last_row_stay_there_and_teach_gates_nothing(rng):
   query, key = rows_of(scheme, table_EK, q_LHK)
   tile = Tile(query, key, Mask())
 
+  @jax.jit
   def last_row(s_J):
     s_HIJ = jnp.zeros((1, L, L)).at[0, L - 1].set(s_J)
     return scheme.walk({}, PLAIN, s_HIJ, tile, scheme.start({}, PLAIN, query))[0][0, L - 1]
@@ -200,7 +202,7 @@ def test_counts_beyond_the_last_row_stay_there_and_teach_gates_nothing(rng):
   s_J = jnp.asarray(rng.normal(size=L), jnp.float32)
   exact = np.float64(q_LHK[-1, 0]) @ table_EK[2]
   np.testing.assert_allclose(last_row(s_J)[:20] - s_J[:20], exact, atol=1e-5)
-  slope_JJ = jax.jacrev(last_row)(s_J)
+  slope_JJ = jax.jit(jax.jacrev(last_row))(s_J)
   np.testing.assert_array_equal(slope_JJ[:20], np.eye(L)[:20])
   assert np.abs(np.triu(slope_JJ, 1)[-3:]).max() > 0.01
 
@@ -220,11 +222,18 @@ def results(scheme, form, rows, table_EK, q_BLHK, k_BLHK):
   return out_BLHK, pull(jnp.cos(jnp.arange(out_BLHK.size)).reshape(out_BLHK.shape))
 
 
+@jax.jit
+def tiles_and_definition(rows, *arrays):
+  """`results` of both; one program for all cases."""
+  scheme, tiles = positions.make('cope', positions=4), functools.partial(tiled, sizes=(8, 4))
+  return [results(scheme, form, rows, *arrays) for form in (tiles, dense)]
+
+
 @pytest.mark.parametrize('closed', [0, 1, 2])  # how many sequences of the batch count next to none
 @pytest.mark.parametrize('packed', [False, True])
 def test_tiles_beyond_the_last_row_give_what_the_definition_gives(rng, closed, packed, tolerance):
   """Forward and backward, whether a batch passes them by or one of its rows still counts."""
-  scheme, L = positions.make('cope', positions=4), 40
+  L = 40
   table_EK, q_BLHK, k_BLHK = (
     np.float32(rng.normal(size=shape)) for shape in ((4, K), (2, L, 2, K), (2, L, 2, K))
   )
@@ -232,11 +241,7 @@ def test_tiles_beyond_the_last_row_give_what_the_definition_gives(rng, closed, p
   k_BLHK[:closed] -= 5  # logits of about -14
   segment_L = jnp.asarray(np.repeat([1, 2], [22, 18])) if packed else None
   rows = Rows(index_L=jnp.arange(L), pos_L=jnp.zeros(L, int), segment_L=segment_L)
-  tiles = functools.partial(tiled, sizes=(8, 4))
-  ours, theirs = (
-    jax.jit(functools.partial(results, scheme, form, rows))(table_EK, q_BLHK, k_BLHK)
-    for form in (tiles, dense)
-  )
+  ours, theirs = tiles_and_definition(rows, table_EK, q_BLHK, k_BLHK)
   for got, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     # The table's are sums over pairs; with gates closed they cancel.
     np.testing.assert_allclose(got, exact, atol=max(1, np.abs(exact).max()) * tolerance(L * L))

@@ -68,8 +68,9 @@ def tile(pos_I, pos_J, contiguous=False, start=0):
 def biases(p, tile, factor=1.0, **settings):
   scheme = positions.make('fire', **settings)
   spectrum = extend(scheme.spectrum(DIMS), name='linear', factor=factor, trained_length=64)
-  s_HIJ = jnp.zeros((3, len(tile.query.pos_L), len(tile.key.pos_L)))
-  return np.asarray(scheme.score(jax.tree.map(jnp.asarray, p), spectrum, s_HIJ, tile))
+  s_HIJ = np.zeros((3, len(tile.query.pos_L), len(tile.key.pos_L)), np.float32)
+  score = jax.jit(lambda p, s_HIJ, tile: scheme.score(p, spectrum, s_HIJ, tile))
+  return np.asarray(score(p, s_HIJ, tile))
 
 
 POS_I, POS_J = np.array([0, 1, 44, 45, 46, 300]), np.array([0, 1, 30, 44])
@@ -133,7 +134,7 @@ def test_gradients_are_those_of_the_network_written_out(rng):
     hidden_IJM = jax.nn.relu(z_IJ[..., None] * p['slope_M'] + p['offset_M'])
     return (g_HIJ * jnp.einsum('hm,ijm->hij', p['output_HM'], hidden_IJM)).sum()
 
-  got, exact = jax.grad(ours)(p), jax.grad(written_out)(p)
+  got, exact = jax.jit(lambda p: (jax.grad(ours)(p), jax.grad(written_out)(p)))(p)
   for name in exact:
     atol = 64 * 30 * EPS * (1 + np.abs(exact[name]).max())
     np.testing.assert_allclose(got[name], exact[name], atol=atol, err_msg=name)

@@ -35,7 +35,8 @@ def drawn(rng, L, dims=DIMS):
 
 def rows(scheme, params, x_LD, **settings):
   L = len(x_LD)
-  fq, fk = scheme.features(params, scheme.spectrum(DIMS), jnp.asarray(x_LD), None, None, None)
+  make = jax.jit(lambda params, x_LD: scheme.features(params, None, x_LD, None, None, None))
+  fq, fk = make(params, x_LD)
   both = Rows(index_L=jnp.arange(L), pos_L=jnp.zeros(L, int), **settings)
   return dataclasses.replace(both, features_L=fq), dataclasses.replace(both, features_L=fk)
 
@@ -45,7 +46,7 @@ def test_a_score_gains_the_log_of_the_product_of_gates_after_the_key_up_to_the_q
   x_LD, params = drawn(rng, L)
   s_HIJ = np.float32(rng.normal(size=(3, L, L)))
   tile = Tile(*rows(scheme, params, x_LD))
-  got_HIJ = scheme.score(params, scheme.spectrum(DIMS), jnp.asarray(s_HIJ), tile)
+  got_HIJ = np.asarray(scheme.score(params, None, jnp.asarray(s_HIJ), tile))
   f_LH = gates(x_LD, **params)
   for h, i, j in np.ndindex(3, L, L):
     if j > i:
@@ -107,7 +108,7 @@ def test_gradients_of_gates_are_those_of_the_definition(rng):
       g_HIJ[h, i, j] * bias(f_LH, h, i, j) for h, i, j in np.ndindex(3, L, L) if j <= i
     )
 
-  got = jax.grad(ours)(jax.tree.map(jnp.asarray, params))
+  got = jax.tree.map(np.asarray, jax.jit(jax.grad(ours))(params))
   for name, value in params.items():
     for index in np.ndindex(value.shape):
       step = np.zeros(value.shape)
@@ -137,13 +138,14 @@ def test_columns_hold_each_heads_own_sums_exactly(rng, dtype):
   kept_LH = -np.float32(np.cumsum(np.abs(rng.normal(size=(6, 3))) * 5000, axis=0))
   assert np.abs(kept_LH).max() / scale > 65_504
   key = Rows(index_L=jnp.arange(6), pos_L=jnp.arange(6), features_L=jnp.asarray(kept_LH))
-  q_LHC, k_L1C = scheme.columns({}, None, key, key, heads=3, kv_heads=1, scale=scale, dtype=dtype)
+  settings = {'heads': 3, 'kv_heads': 1, 'scale': scale, 'dtype': dtype}
+  q_LHC, k_L1C = jax.jit(lambda key: scheme.columns({}, None, key, key, **settings))(key)
   k_LC = k_L1C[:, 0]
   for columns in (q_LHC, k_LC):
     np.testing.assert_array_equal(np.float64(columns), np.float64(columns.astype(dtype)))
   got_HIJ = scale * np.einsum('ihc,jc->hij', np.float64(q_LHC), np.float64(k_LC))
-  for h, i, j in np.ndindex(3, 6, 6):
-    np.testing.assert_allclose(got_HIJ[h, i, j], -kept_LH[j, h], rtol=2 * EPS)
+  exact_HIJ = np.broadcast_to(-kept_LH.T[:, None], (3, 6, 6))
+  np.testing.assert_allclose(got_HIJ, exact_HIJ, rtol=2 * EPS)
 
 
 def total_variation(bias_HJ, exact_HJ, content_HJ):
@@ -185,10 +187,9 @@ def test_weights_are_a_softmax_in_which_forgotten_keys_fade(rng):
     jax.tree.map(lambda x: x[None], r), index_L=r.index_L
   )
   logits = Logits(scale=8**-0.5, mask=Mask(), score=scheme.score)
-  out_LHV = attend(
-    *(jnp.asarray(x)[None] for x in (q_LHK, k_LGK, v_LGV)), batched(query), batched(key), logits,
-    operands=(params, None),
-  )[0]  # fmt: skip
+  run = jax.jit(lambda *arrays: attend(*arrays, logits, operands=(params, None)))
+  arrays = *(x[None] for x in (q_LHK, k_LGK, v_LGV)), batched(query), batched(key)
+  out_LHV = np.asarray(run(*arrays))[0]
   f_LH = gates(x_LD, **params)
   for i, h in np.ndindex(L, 2):
     kept = [np.prod(f_LH[j + 1 : i + 1, h]) for j in range(i + 1)]

@@ -26,8 +26,9 @@ def rows(table_LD, pos_L, rate=1.0):
 
 
 def added(scheme, params, spectrum, pos_L):
-  x_LD = jnp.zeros((len(pos_L), DIMS.width))
-  return np.asarray(scheme.embed(params, spectrum, x_LD, None, jnp.asarray(pos_L)))
+  x_LD = np.zeros((len(pos_L), DIMS.width), np.float32)
+  embed = jax.jit(lambda params, x_LD, pos_L: scheme.embed(params, spectrum, x_LD, None, pos_L))
+  return np.asarray(embed(params, x_LD, np.asarray(pos_L)))
 
 
 @pytest.mark.parametrize('factor', [1.0, 2.0, 3.0, 2.5])

@@ -1,4 +1,4 @@
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -30,8 +30,8 @@ def turned(x_LHK, share, theta, exponent_of=lambda R, K: R, first_of=lambda R, K
 
 def run(scheme, x_LHK):
   spectrum = scheme.spectrum(dims(x_LHK.shape[-1]))
-  out = [hook({}, spectrum, jnp.asarray(x_LHK), jnp.asarray(POS_L))
-         for hook in (scheme.query, scheme.key)]  # fmt: skip
+  hooks = scheme.query, scheme.key
+  out = jax.jit(lambda *arrays: [hook({}, spectrum, *arrays) for hook in hooks])(x_LHK, POS_L)
   np.testing.assert_array_equal(*out)
   return np.asarray(out[0])
 

@@ -144,7 +144,7 @@ def test_the_gradient_is_that_of_the_definition(rng):
     )
     return np.sum(g_HIJ * logits(q_LHK, k_LGK, *reflections(x_LD, params)))
 
-  slopes = jax.grad(ours, range(4))(*jax.tree.map(jnp.asarray, arguments))
+  slopes = jax.jit(jax.grad(ours, range(4)))(*jax.tree.map(jnp.asarray, arguments))
   got = sum(np.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (slopes, step)), strict=True))
   # Differences of order 4: off by 1e-12 times the fifth derivative.
   slope = (8 * (exact(1e-3) - exact(-1e-3)) - exact(2e-3) + exact(-2e-3)) / 12e-3
@@ -189,13 +189,15 @@ def softmax(s_HIJ, seen_IJ):
 
 def weights(form, scheme, params, x_LD, q_LHK, k_LGK, mask=Mask(), segment_L=None):  # noqa: B008
   """p_HIJ, read off values that are rows of the identity."""
-  L = len(x_LD)
-  query, key = rows(scheme, params, x_LD, q_LHK, k_LGK, segment_L)
-  out_LHJ = form(
-    jnp.asarray(q_LHK), jnp.asarray(k_LGK), jnp.repeat(jnp.eye(L)[:, None], k_LGK.shape[1], axis=1),
-    query, key, scored(Logits(scale=8**-0.5, mask=mask), scheme), 1.0, (params, None),
-  )  # fmt: skip
-  return np.asarray(out_LHJ).swapaxes(0, 1)
+  logits = scored(Logits(scale=8**-0.5, mask=mask), scheme)
+
+  @jax.jit
+  def run(params, x_LD, q_LHK, k_LGK, segment_L):
+    eye_LGJ = jnp.repeat(jnp.eye(len(x_LD))[:, None], k_LGK.shape[1], axis=1)
+    query, key = rows(scheme, params, x_LD, q_LHK, k_LGK, segment_L)
+    return form(q_LHK, k_LGK, eye_LGJ, query, key, logits, 1.0, (params, None))
+
+  return np.asarray(run(params, x_LD, q_LHK, k_LGK, segment_L)).swapaxes(0, 1)
 
 
 @pytest.mark.parametrize('form', [dense, functools.partial(tiled, sizes=(5, 7))])
@@ -234,14 +236,19 @@ def test_with_forget_gates_it_is_path_fox(rng, order):
   x_LD, own, q_LHK, k_LGK = drawn(rng, 17, positions.make('path'))
   gates = {'gate_DH': np.float32(rng.normal(size=(6, 4))), 'bias_H': np.zeros(4, np.float32)}
   params = {f'part_{order.index("path")}': own, f'part_{order.index("fox")}': gates}
-  both = Rows(index_L=jnp.arange(17), pos_L=jnp.zeros(17, int))
   spectrum = scheme.spectrum(DIMS)
-  fq, fk = scheme.features(params, spectrum, *map(jnp.asarray, (x_LD, q_LHK, k_LGK)), both)
-  out_LHJ = tiled(
-    jnp.asarray(q_LHK), jnp.asarray(k_LGK), jnp.repeat(jnp.eye(17)[:, None], 2, axis=1),
-    dataclasses.replace(both, features_L=fq), dataclasses.replace(both, features_L=fk),
-    scored(Logits(scale=8**-0.5), scheme), 1.0, (params, spectrum), sizes=(4, 6),
-  )  # fmt: skip
+
+  @jax.jit
+  def run(params, x_LD, q_LHK, k_LGK):
+    both = Rows(index_L=jnp.arange(17), pos_L=jnp.zeros(17, int))
+    fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, both)
+    return tiled(
+      q_LHK, k_LGK, jnp.repeat(jnp.eye(17)[:, None], 2, axis=1),
+      dataclasses.replace(both, features_L=fq), dataclasses.replace(both, features_L=fk),
+      scored(Logits(scale=8**-0.5), scheme), 1.0, (params, spectrum), sizes=(4, 6),
+    )  # fmt: skip
+
+  out_LHJ = run(params, x_LD, q_LHK, k_LGK)
   kept_HL = np.cumsum(np.log(sigmoid(np.float64(x_LD) @ gates['gate_DH'])), axis=0).T
   forgotten_HIJ = kept_HL[:, :, None] - kept_HL[:, None, :]
   s_HIJ, seen = logits(q_LHK, k_LGK, *reflections(x_LD, own)), np.tri(17, dtype=bool)

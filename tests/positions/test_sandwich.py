@@ -55,10 +55,14 @@ def bias(pos_I, pos_J, heads, contiguous=False, factor=1.0, **settings):
   rows = lambda pos_L: Rows(
     index_L=jnp.asarray(pos_L), pos_L=jnp.asarray(pos_L), contiguous=contiguous
   )
-  s_HIJ, tile = jnp.zeros((heads, len(pos_I), len(pos_J))), Tile(rows(pos_I), rows(pos_J))
-  if contiguous:
-    tile = dataclasses.replace(tile, table_M=scheme.table({}, spectrum, tile.distance_M))
-  return np.asarray(scheme.score({}, spectrum, s_HIJ, tile))
+
+  @jax.jit
+  def score(tile):
+    if contiguous:
+      tile = dataclasses.replace(tile, table_M=scheme.table({}, spectrum, tile.distance_M))
+    return scheme.score({}, spectrum, jnp.zeros((heads, len(pos_I), len(pos_J))), tile)
+
+  return np.asarray(score(Tile(rows(pos_I), rows(pos_J))))
 
 
 def bound(farthest, heads, width=128, theta=10_000.0, compression=8.0):
@@ -100,7 +104,8 @@ def test_the_own_key_gets_half_the_width_over_the_ratio():
 def test_it_is_added_to_the_logits(rng):
   scheme, s_HIJ = positions.make('sandwich'), np.float32(rng.normal(size=(4, 3, 8)))
   rows = lambda pos_L: Rows(index_L=jnp.asarray(pos_L), pos_L=jnp.asarray(pos_L))
-  got_HIJ = scheme.score({}, scheme.spectrum(dims(4)), s_HIJ, Tile(rows(POS_I), rows(POS_J)))
+  score = jax.jit(lambda s_HIJ, tile: scheme.score({}, scheme.spectrum(dims(4)), s_HIJ, tile))
+  got_HIJ = score(s_HIJ, Tile(rows(POS_I), rows(POS_J)))
   np.testing.assert_allclose(
     got_HIJ, s_HIJ + paper(POS_I, POS_J, 4), atol=bound(4095, 4)
   )

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -64,17 +65,21 @@ def drawn(rng, L):
 def logits(scheme, params, q_LHK, k_LGK, pos_L, contiguous, first=0, factor=1.0):
   """logit_HIJ of the queries from `first` on."""
   spectrum = extend(scheme.spectrum(DIMS), name='linear', factor=factor, trained_length=64)
-  params, q_LHK, k_LGK = jax.tree.map(jnp.asarray, (params, q_LHK, k_LGK))
-  fq, fk = scheme.features(params, spectrum, None, q_LHK, k_LGK, pos_L)
-  rows = Rows(index_L=jnp.arange(len(pos_L)), pos_L=jnp.asarray(pos_L), contiguous=contiguous)
-  query = dataclasses.replace(rows, features_L=fq).cut(first, len(pos_L) - first)
-  key = dataclasses.replace(rows, features_L=fk)
-  table_M = Logits(scale=1.0, table=scheme.table).tabled((params, spectrum), query, key)
-  assert (table_M is None) != contiguous
-  q_LHK = scheme.query(params, spectrum, q_LHK, pos_L)[first:]
-  k_LHK = jnp.repeat(scheme.key(params, spectrum, k_LGK, pos_L), H // G, axis=1)
-  s_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK) / K**0.5
-  return scheme.score(params, spectrum, s_HIJ, Tile(query, key, table_M=table_M))
+
+  @jax.jit
+  def score(params, q_LHK, k_LGK, pos_L):
+    fq, fk = scheme.features(params, spectrum, None, q_LHK, k_LGK, pos_L)
+    rows = Rows(index_L=jnp.arange(len(pos_L)), pos_L=pos_L, contiguous=contiguous)
+    query = dataclasses.replace(rows, features_L=fq).cut(first, len(pos_L) - first)
+    key = dataclasses.replace(rows, features_L=fk)
+    table_M = Logits(scale=1.0, table=scheme.table).tabled((params, spectrum), query, key)
+    assert (table_M is None) != contiguous
+    q_LHK = scheme.query(params, spectrum, q_LHK, pos_L)[first:]
+    k_LHK = jnp.repeat(scheme.key(params, spectrum, k_LGK, pos_L), H // G, axis=1)
+    s_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK) / K**0.5
+    return scheme.score(params, spectrum, s_HIJ, Tile(query, key, table_M=table_M))
+
+  return np.asarray(score(params, q_LHK, k_LGK, pos_L))
 
 
 @pytest.mark.parametrize('theta', [10_000.0, 50.0])
@@ -179,6 +184,7 @@ def test_beside_other_schemes_tiles_agree_with_the_definition(rng, settings, tol
   v_LGK, position = np.float32(rng.normal(size=k_LGK.shape)), (params, scheme.spectrum(DIMS))
   setting = scored(Logits(scale=K**-0.5, mask=Mask()), scheme)
 
+  @functools.partial(jax.jit, static_argnums=(0, 1))
   def run(form, contiguous):
     rows = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L), contiguous=contiguous)
     encode = encoded(scheme, position, None, q_LHK, k_LGK, rows, K**-0.5, columns=False)
