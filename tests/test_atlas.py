@@ -165,17 +165,25 @@ def attention_of(layer, rng, tolerance, pos_L=None):
   if layer.mask.counts_from_begin:
     rows = rows.with_begin()
   rows_B = jax.tree.map(lambda x: x[None], rows)
-  rows_B = dataclasses.replace(rows_B, index_L=place_L)
   batch = [x[None] for x in (x_LD, q_LHK, k_LGK, v_LGV)]
   past = None if layer.segment is None else tuple(batch)
-  out_BLHV = position_and_attend(layer, (params, spectrum), *batch, rows_B, 'dense', past)
+
+  @jax.jit
+  def model(params, rows_B, *batch):
+    return position_and_attend(layer, (params, spectrum), *batch, rows_B, 'dense', past)
+
+  out_BLHV = model(params, dataclasses.replace(rows_B, index_L=place_L), *batch)
   p_HIJ = trained.weights_of(layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L)
   expected_LHV = np.einsum('hij,jhv->ihv', p_HIJ, np.repeat(v_LGV, 2, axis=1))
   if layer.scheme.reads:
-    args = layer.scheme, (params, spectrum), x_LD, q_LHK, k_LGK, rows, 8**-0.5
-    _, _, query, key = encoded(*args, columns=False)
-    read_HIV = layer.scheme.read(params, spectrum, p_HIJ, Tile(query, key, layer.mask))
-    expected_LHV += np.swapaxes(read_HIV, 0, 1)
+
+    @jax.jit
+    def read(params, p_HIJ):
+      args = layer.scheme, (params, spectrum), x_LD, q_LHK, k_LGK, rows, 8**-0.5
+      _, _, query, key = encoded(*args, columns=False)
+      return layer.scheme.read(params, spectrum, p_HIJ, Tile(query, key, layer.mask))
+
+    expected_LHV += np.swapaxes(read(params, p_HIJ), 0, 1)
   np.testing.assert_allclose(out_BLHV[0], expected_LHV, atol=tolerance(L * 8))
 
 
