@@ -69,6 +69,16 @@ def decoder(scheme, **changes):
   return Decoder(pattern=(Layer(scheme=scheme),), **settings)
 
 
+def shapes_of(model):
+  """Of its parameters. They depend on neither tokens nor form: one token, densely, is least work."""
+  tokens_BL, spectrum = np.zeros((1, 1), int), as_arrays(model.spectrum())
+  return jax.eval_shape(model.clone(attention='dense').init, jax.random.key(0), tokens_BL, spectrum)
+
+
+def as_arrays(spectrum):
+  return jax.tree.map(np.float32, spectrum)
+
+
 def excited(tree):
   """Adds noise, so that parameters which start at zero, or small, take part."""
   rng = np.random.default_rng(1)
@@ -89,8 +99,7 @@ def small(name):
   model = decoder(make(name))
   spectrum = model.spectrum()
   tokens_BL = np.stack([np.random.default_rng(b).permutation(np.r_[FIRST:V])[:L] for b in range(B)])
-  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, spectrum)['params']
-  params = excited(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+  params = excited(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(model)['params']))
 
   @jax.jit
   def logits(params, spectrum, tokens_BL, positions_BL, segments_BL):
@@ -224,10 +233,6 @@ def layer(scheme, form, mask, contiguous, segment_L, dims, watch=None):
   return run
 
 
-def as_arrays(spectrum):
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), spectrum)
-
-
 LAYERS = {  # key/value heads, window, promise of contiguous positions, tile, documents
   'heads of their own': (4, None, True, (7, 5), True),
   'groups, windowed': (2, 6, False, (5, 8), True),
@@ -294,20 +299,22 @@ def other_values(field, value):
   raise TypeError(f"{field.name} = {value!r}: give the field metadata={{'other': value to try}}.")
 
 
+@functools.cache
+def output(scheme):
+  """Of tokens far apart, as rare distances count too."""
+  x_LD = np.float32(np.random.default_rng(4).normal(size=(L, 16)))
+  pos_L = np.r_[0 : LENGTH : LENGTH // L][:L]
+  run = jax.jit(layer(scheme, dense, Mask(), False, None, DIMS))
+  spectrum = scheme.sample(scheme.spectrum(DIMS), jax.random.key(1))  # as a training step does
+  return np.asarray(run(learned(scheme, DIMS), spectrum, x_LD, pos_L))
+
+
 @pytest.mark.parametrize(
   ('name', 'field'),
   [(name, field.name) for name in ALONE for field in dataclasses.fields(positions.find(name))],
 )
 def test_every_hyperparameter_changes_the_output_or_how_far_the_scheme_reaches(name, field):
   scheme = make(name)
-  x_LD = jnp.asarray(np.random.default_rng(4).normal(size=(L, 16)), jnp.float32)
-  pos_L = jnp.asarray(np.r_[0 : LENGTH : LENGTH // L][:L])  # far apart: rare distances count too
-
-  def output(scheme):
-    params = learned(scheme, DIMS)
-    run = layer(scheme, dense, Mask(), False, None, DIMS)
-    spectrum = scheme.sample(scheme.spectrum(DIMS), jax.random.key(1))  # as a training step does
-    return np.asarray(jax.jit(run)(params, spectrum, x_LD, pos_L))
 
   def reach(scheme):
     table = jax.tree.map(jnp.shape, learned(scheme, DIMS))
@@ -408,22 +415,28 @@ def test_columns_are_the_score_up_to_what_depends_on_the_query_alone(name):
   x_LD = jnp.asarray(rng.normal(size=(length, 16)), jnp.float32)
   q_LHK, k_LGK = jnp.ones((length, 4, 8)), jnp.ones((length, 2, 8))
   rows = Rows(index_L=pos_L, pos_L=pos_L)
-  fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
-  query = dataclasses.replace(rows, features_L=fq)
-  key = dataclasses.replace(rows, features_L=fk)
-  few = jax.tree.map(lambda x: x[chosen], query)
-  zeros_HIJ = jnp.zeros((4, len(chosen), length))
-  bias_HIJ = np.float64(scheme.score(params, as_arrays(spectrum), zeros_HIJ, Tile(few, key)))
+  zeros_HIJ, dtypes = jnp.zeros((4, len(chosen), length)), (jnp.float32, jnp.bfloat16)
+
+  @jax.jit
+  def run(params, x_LD):
+    fq, fk = scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
+    query = dataclasses.replace(rows, features_L=fq)
+    key = dataclasses.replace(rows, features_L=fk)
+    few = jax.tree.map(lambda x: x[chosen], query)
+    settings = {'heads': 4, 'kv_heads': 2, 'scale': scale}
+    columns = [
+      scheme.columns(params, spectrum, query, key, dtype=dtype, **settings) for dtype in dtypes
+    ]
+    return scheme.score(params, as_arrays(spectrum), zeros_HIJ, Tile(few, key)), columns
+
+  bias_HIJ, columns = run(params, x_LD)
+  bias_HIJ = np.float64(bias_HIJ)
   seen_IJ = np.arange(length) <= chosen[:, None]
   content_HIJ = rng.normal(size=zeros_HIJ.shape) * 2
 
-  for dtype in (jnp.float32, jnp.bfloat16):
-    q_LHC, k_LGC = scheme.columns(
-      params, spectrum, query, key, heads=4, kv_heads=2, scale=scale, dtype=dtype
-    )
-    q_IHC, k_LHC = q_LHC[chosen].astype(dtype), jnp.repeat(
-      jnp.broadcast_to(k_LGC, (length, 2, k_LGC.shape[-1])), 2, axis=1
-    ).astype(dtype)
+  for dtype, (q_LHC, k_LGC) in zip(dtypes, columns, strict=True):
+    q_IHC, k_LGC = np.asarray(q_LHC)[chosen].astype(dtype), np.asarray(k_LGC).astype(dtype)
+    k_LHC = np.repeat(np.broadcast_to(k_LGC, (length, 2, k_LGC.shape[-1])), 2, axis=1)
     got_HIJ = scale * np.einsum('ihc,jhc->hij', np.float64(q_IHC), np.float64(k_LHC))
     row_HI1 = np.take_along_axis(got_HIJ - bias_HIJ, chosen[None, :, None], axis=2)
     error_HIJ = np.where(seen_IJ, got_HIJ - row_HI1 - bias_HIJ, 0)
@@ -467,9 +480,8 @@ def largest(scheme, form):
   """Elements of the largest array of a forward and a backward pass over LONG tokens."""
   model = decoder(scheme, attention=form, length=LONG, layers=1)
   tokens_BL = jnp.zeros((1, LONG), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BL, model.spectrum())
   total = lambda params, spectrum: model.apply(params, tokens_BL, spectrum).sum()
-  program = jax.make_jaxpr(jax.value_and_grad(total))(shapes, as_arrays(model.spectrum()))
+  program = jax.make_jaxpr(jax.value_and_grad(total))(shapes_of(model), as_arrays(model.spectrum()))
   return max(np.prod(shape, dtype=int) for shape in arrays(program.jaxpr))
 
 
