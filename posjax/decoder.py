@@ -297,6 +297,15 @@ class Decoder(nn.Module):
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
 
 
+def init_params(model: Decoder, key: jax.Array):
+  """Parameters at their start; for shapes alone, give it to jax.eval_shape.
+
+  They depend on neither tokens nor the form of attention: one token, densely, is least to trace.
+  """
+  tokens_BL, spectrum = jnp.zeros((1, 1), jnp.int32), jax.tree.map(jnp.float32, model.spectrum())
+  return model.clone(attention='dense').init(key, tokens_BL, spectrum)['params']
+
+
 def build(config: ConfigDict) -> Decoder:
   """The model of an experiment (configs/base.py, complete: with a vocabulary).
 

@@ -1,17 +1,17 @@
 """A run's model with the weights of its newest whole checkpoint."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from posjax import run, sharding
 from posjax.checkpoint import Checkpoints
-from posjax.decoder import Decoder, build
+from posjax.decoder import Decoder, build, init_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,7 @@ def load(workdir: str | Path) -> Loaded:
   workdir = Path(workdir).expanduser()
   config = run.load_config(workdir)
   model, mesh = build(config), sharding.nearest_mesh(config.mesh)
-  spectrum = jax.tree.map(jnp.float32, model.spectrum())
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, jnp.zeros((1, model.length), jnp.int32), spectrum)['params'],
-    jax.random.key(0),
-  )
+  shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   like = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     shapes,

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from posjax import sampling
-from posjax.decoder import Decoder
+from posjax.decoder import Decoder, init_params
 from posjax.loss import token_losses
 
 
@@ -82,9 +82,7 @@ def decayed(params: Any) -> Any:
 
 def init_state(model: Decoder, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
   """A state before the first step. Pure: give it to jax.eval_shape, or to jit with shardings."""
-  spectrum = jax.tree.map(jnp.float32, model.spectrum())
-  tokens_BL = jnp.zeros((1, model.length), jnp.int32)
-  params = model.init(key, tokens_BL, spectrum)['params']
+  params = init_params(model, key)
   return State(params=params, optimizer=optimizer.init(params), step=jnp.zeros((), jnp.int32))
 
 

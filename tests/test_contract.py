@@ -19,7 +19,7 @@ from posjax import composition, positions
 from posjax.attend import Logits, Mask, Rows, Tile, dense, tiled
 from posjax.attention import Layer, scored
 from posjax.config import load
-from posjax.decoder import Decoder
+from posjax.decoder import Decoder, init_params
 from posjax.extension import METHODS, applicable, each, extend, takes
 from posjax.positions import Dims, Scheme
 
@@ -70,9 +70,7 @@ def decoder(scheme, **changes):
 
 
 def shapes_of(model):
-  """Of its parameters. They depend on neither tokens nor form: one token, densely, is least work."""
-  tokens_BL, spectrum = np.zeros((1, 1), int), as_arrays(model.spectrum())
-  return jax.eval_shape(model.clone(attention='dense').init, jax.random.key(0), tokens_BL, spectrum)
+  return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def as_arrays(spectrum):
@@ -99,7 +97,7 @@ def small(name):
   model = decoder(make(name))
   spectrum = model.spectrum()
   tokens_BL = np.stack([np.random.default_rng(b).permutation(np.r_[FIRST:V])[:L] for b in range(B)])
-  params = excited(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(model)['params']))
+  params = excited(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(model)))
 
   @jax.jit
   def logits(params, spectrum, tokens_BL, positions_BL, segments_BL):
@@ -480,7 +478,7 @@ def largest(scheme, form):
   """Elements of the largest array of a forward and a backward pass over LONG tokens."""
   model = decoder(scheme, attention=form, length=LONG, layers=1)
   tokens_BL = jnp.zeros((1, LONG), jnp.int32)
-  total = lambda params, spectrum: model.apply(params, tokens_BL, spectrum).sum()
+  total = lambda params, spectrum: model.apply({'params': params}, tokens_BL, spectrum).sum()
   program = jax.make_jaxpr(jax.value_and_grad(total))(shapes_of(model), as_arrays(model.spectrum()))
   return max(np.prod(shape, dtype=int) for shape in arrays(program.jaxpr))
 

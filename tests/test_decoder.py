@@ -8,7 +8,7 @@ import pytest
 from posjax import positions
 from posjax.attend import Mask
 from posjax.attention import Layer
-from posjax.decoder import Decoder, check_length
+from posjax.decoder import Decoder, check_length, init_params
 from posjax.extension import extend
 from posjax.norm import LayerNorm, RMSNorm
 
@@ -286,6 +286,13 @@ def test_layers_have_weights_of_their_own_and_norms_start_at_one():
     (blocks['mlp']['down_MD'], (12 * 4) ** -0.5),
   ):
     assert abs(float(weight.std()) / deviation - 1) < 5 / (2 * weight.size) ** 0.5
+
+
+def test_parameters_start_the_same_whatever_tokens_and_form_the_model_is_traced_with():
+  model = Decoder(pattern=(Layer(scheme=positions.make('xl')),), **SIZES | {'attention': 'tiled'})
+  ours = jax.jit(functools.partial(init_params, model))(jax.random.key(3))
+  theirs = jax.jit(model.init)(jax.random.key(3), TOKENS_BL, model.spectrum())['params']
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.mark.parametrize('name', positions.names())
