@@ -17,6 +17,7 @@ def by_definition(q_LHK, k_LGK, v_LGV, query, key, scale, temperature=1.0, windo
   """Causal attention in float64, one pair of tokens after the other; bias(h, i, j) in logits."""
   (Lq, H, _), (Lk, G, _) = q_LHK.shape, k_LGK.shape
   q_LHK, k_LGK, v_LGV = np.float64(q_LHK), np.float64(k_LGK), np.float64(v_LGV)
+  query, key = jax.tree.map(np.asarray, (query, key))  # thousands of single reads of JAX's are slow
   out_LHV = np.zeros((Lq, H, v_LGV.shape[-1]))
   for i in range(Lq):
     for h in range(H):
@@ -83,7 +84,7 @@ def test_every_form_is_the_definition(rng, tolerance, form, H, G):
   """Groups of heads, a window, documents, a temperature on the biased logit: all at once."""
   L, scale, temperature = 13, 0.7, 1.6
   q_LHK, k_LGK, v_LGV = vectors(rng, L, H, G)
-  slope_H = jnp.asarray(rng.normal(size=H), jnp.float32)
+  slope_H = np.float32(rng.normal(size=H))
   both = rows(L, segments=[1] * 6 + [2] * 5 + [0] * 2)
   logits = Logits(scale=scale, mask=Mask(window=4), score=repel)
   got_LHV = FORM[form](q_LHK, k_LGK, v_LGV, both, both, logits, temperature, (slope_H,))
@@ -282,12 +283,14 @@ def test_the_gradient_of_bfloat16_features_is_summed_in_float32(rng):
   def score(s_HIJ, tile):
     return s_HIJ + tile.key.features_L.astype(jnp.float32)
 
-  def total(c_L, form):
+  @functools.partial(jax.jit, static_argnums=1)
+  @jax.grad
+  def gradient(c_L, form):
     logits = Logits(scale=1.0, score=score)
     return form(q_LHK, k_LGK, v_LGV, rows(L), rows(L, features=c_L), logits)[..., 0].sum()
 
-  got_L = jax.grad(total)(c_L, functools.partial(tiled, sizes=(4, L)))
-  exact_L = jax.grad(total)(c_L.astype(jnp.float32), dense)
+  got_L = gradient(c_L, functools.partial(tiled, sizes=(4, L)))
+  exact_L = gradient(c_L.astype(jnp.float32), dense)
   assert got_L.dtype == jnp.bfloat16
   # A part of each tile is rounded, and their sum: half a unit of either.
   np.testing.assert_allclose(np.float32(got_L[:20]), exact_L[:20], rtol=2**-8)
@@ -342,7 +345,7 @@ def test_a_value_per_diagonal_is_spread_over_the_tile_and_summed_back(rng, I, J)
   bias_HN = np.float32(rng.normal(size=(2, I + J - 1)))
   g_HIJ = np.float32(rng.normal(size=(2, I, J)))
   got_HIJ, pull = jax.vjp(lambda x: spread(x, I, J), jnp.asarray(bias_HN))
-  sums_HN = np.zeros(bias_HN.shape)
+  sums_HN, got_HIJ = np.zeros(bias_HN.shape), np.asarray(got_HIJ)
   for h, i, j in np.ndindex(2, I, J):
     assert got_HIJ[h, i, j] == bias_HN[h, I - 1 - i + j]
     sums_HN[h, I - 1 - i + j] += g_HIJ[h, i, j]
@@ -353,7 +356,7 @@ def test_a_value_per_diagonal_is_spread_over_the_tile_and_summed_back(rng, I, J)
 def test_queries_meet_the_table_along_the_diagonals(rng, I, J, tolerance):
   q_HIK = np.float32(rng.normal(size=(2, I, K)))
   table_HKM = np.float32(rng.normal(size=(2, K, I + J)))
-  got_HIJ = along_diagonals(jnp.asarray(q_HIK), jnp.asarray(table_HKM))
+  got_HIJ = np.asarray(along_diagonals(jnp.asarray(q_HIK), jnp.asarray(table_HKM)))
   assert got_HIJ.shape == (2, I, J)
   for h, i, j in np.ndindex(2, I, J):
     exact = np.float64(q_HIK[h, i]) @ table_HKM[h, :, I - 1 - i + j]

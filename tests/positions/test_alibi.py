@@ -71,8 +71,8 @@ def test_the_bias_is_minus_slope_times_distance_after_scaling(rng):
   s_HIJ = np.float32(rng.normal(size=(12, 3, 4)))
   def rows(pos_L):
     return Rows(index_L=jnp.arange(len(pos_L)), pos_L=jnp.asarray(pos_L))
-  got_HIJ = scheme.score(
-    {}, scheme.spectrum(dims(12)), jnp.asarray(s_HIJ), Tile(rows(pos_I), rows(pos_J))
+  got_HIJ = np.asarray(
+    scheme.score({}, scheme.spectrum(dims(12)), jnp.asarray(s_HIJ), Tile(rows(pos_I), rows(pos_J)))
   )
   slope_H = published(12)
   for h, i, j in np.ndindex(12, 3, 4):

@@ -76,9 +76,8 @@ def test_the_table_entry_of_query_minus_key_is_added_per_head(rng, contiguous):
   s_HIJ = np.float32(rng.normal(size=(3, 4, 6)))
   query = Rows(index_L=3 + jnp.arange(4), pos_L=3 + jnp.arange(4), contiguous=contiguous)
   key = Rows(index_L=jnp.arange(6), pos_L=jnp.arange(6), contiguous=contiguous)
-  got_HIJ = scheme.score(
-    {'table_EH': jnp.asarray(table_EH)}, scheme.spectrum(DIMS), jnp.asarray(s_HIJ), Tile(query, key)
-  )
+  score = jax.jit(lambda *arrays: scheme.score(arrays[0], scheme.spectrum(DIMS), *arrays[1:]))
+  got_HIJ = np.asarray(score({'table_EH': table_EH}, s_HIJ, Tile(query, key)))
   mirrored = 0.0
   for h, i, j in np.ndindex(3, 4, 6):
     exact = s_HIJ[h, i, j] + table_EH[bucket(3 + i - j, 4, 5), h]
@@ -92,9 +91,13 @@ def test_the_gradient_of_a_table_entry_is_the_sum_over_its_tile(rng):
   scheme = positions.make('t5', buckets=4, farthest=5)
   g_HIJ = np.float32(rng.normal(size=(3, 5, 5)))
   rows = Rows(index_L=jnp.arange(5), pos_L=jnp.arange(5), contiguous=True)
-  got_EH = jax.grad(
-    lambda p: jnp.sum(g_HIJ * scheme.score(p, scheme.spectrum(DIMS), 0.0, Tile(rows, rows)))
-  )({'table_EH': jnp.zeros((4, 3))})['table_EH']
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    return jnp.sum(g_HIJ * scheme.score(params, scheme.spectrum(DIMS), 0.0, Tile(rows, rows)))
+
+  got_EH = gradient({'table_EH': jnp.zeros((4, 3))})['table_EH']
   exact_EH = np.zeros((4, 3))
   for h, i, j in np.ndindex(3, 5, 5):
     exact_EH[bucket(i - j, 4, 5), h] += g_HIJ[h, i, j]
