@@ -4,6 +4,10 @@ An epoch is all documents in a shuffled order, end to end, cut into rows of `len
 rows are visited in a second shuffled order, so that a batch mixes documents. The rows of all
 epochs, one after the other, are the stream, and step t takes rows t B .. (t + 1) B - 1. Nothing
 depends on the number of hosts, of threads, or on where a run was stopped.
+
+Phases of other lengths read the same epochs, whose documents keep their order: each goes on at the
+token where the one before ended, and shuffles the rows of its own stretch of text. So within an
+epoch no token is read twice, and none is left out but a last, shorter row.
 """
 
 import functools
@@ -25,22 +29,28 @@ class Batches:
   no target belongs to another document than its input. Each item is a dict of int32 arrays
   [B / hosts, L]: tokens, targets, positions (see `Stream`) and segments (1, 2, .. along a row).
 
+  begin: (epoch, token of its shuffled documents) where the first row starts.
+  steps: batches there are; None: endless.
+
   Memory grows with 8 bytes a document and a row of the epoch, twice.
   """
 
   def __init__(self, documents: Documents, *, length: int, batch: int, seed: int, positions: str,
-               host: int, hosts: int):
+               host: int, hosts: int, begin: tuple[int, int] = (0, 0), steps: int | None = None):
     self._tokens, self._length, self._batch, self._seed = documents.tokens, length, batch, seed
     self._positions, self._host, self._hosts = positions, host, hosts
     inputs = np.diff(documents.offsets) - 1
     self._inputs = inputs[inputs > 0]
     self._begins = documents.offsets[:-1][inputs > 0]
-    self.rows = int(self._inputs.sum()) // length  # of an epoch; a last, shorter one is dropped
+    total = int(self._inputs.sum())
+    self.rows = total // length  # of an epoch; a last, shorter one is dropped
+    self._begin, self._steps = begin, steps
+    self._first = (total - begin[1]) // length  # rows of the epoch in which the stream begins
     # An epoch's end and the next one's beginning can be read at the same time, hence two.
     self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
 
   def __len__(self) -> int:
-    return sys.maxsize  # Grain's word for endless
+    return sys.maxsize if self._steps is None else self._steps  # Grain's word for endless
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     share = self._batch // self._hosts
@@ -50,10 +60,10 @@ class Batches:
 
   def read_row(self, row: int) -> dict[str, np.ndarray]:
     """Returns row `row` of the endless stream, arrays [L]."""
-    epoch, index = divmod(row, self.rows)
+    epoch, index = self._locate(row)
     order, ends, row_order = self._epoch(epoch)
     L = self._length
-    start = int(row_order[index]) * L  # in the epoch's input tokens
+    start = self._start(epoch) + int(row_order[index]) * L  # in the epoch's input tokens
     tokens_L, targets_L, positions_L, segments_L = (np.empty(L, np.int32) for _ in range(4))
     filled, segment = 0, 0
     place = int(np.searchsorted(ends, start, side='right'))
@@ -72,10 +82,33 @@ class Batches:
     return {'tokens': tokens_L, 'targets': targets_L, 'positions': positions_L,
             'segments': segments_L}
 
+  def end(self) -> tuple[int, int]:
+    """Returns (epoch, token) after the last of `steps`: where another stream goes on."""
+    epoch, index = self._last
+    return epoch, self._start(epoch) + (index + 1) * self._length
+
+  @functools.cached_property
+  def _last(self) -> tuple[int, int] | None:
+    """The epoch of the last row, and its index there; None where the stream is endless."""
+    return None if self._steps is None else self._locate(self._steps * self._batch - 1)
+
+  def _locate(self, row: int) -> tuple[int, int]:
+    """Returns the epoch of a row of the stream, and how many of its rows are visited before it."""
+    later = row - self._first
+    epoch, index = (0, row) if later < 0 else (1 + later // self.rows, later % self.rows)
+    return self._begin[0] + epoch, index
+
+  def _start(self, epoch: int) -> int:
+    """Returns the token of the epoch at which its first row starts."""
+    return self._begin[1] if epoch == self._begin[0] else 0
+
   def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the epoch's order of documents, where each ends (in inputs), the order of rows."""
     order = permute(len(self._inputs), self._seed, epoch, 0)
-    row_order = permute(self.rows, self._seed, epoch, 1)
+    rows = self._first if epoch == self._begin[0] else self.rows
+    if self._last is not None and epoch == self._last[0]:
+      rows = self._last[1] + 1
+    row_order = permute(rows, self._seed, epoch, 1)
     return order, np.cumsum(self._inputs[order]), row_order
 
 
@@ -88,13 +121,15 @@ class Stream(Iterator[dict[str, np.ndarray]]):
   positions: 'context' counts from the first token of a document that its row shows, so that no
     position reaches `length`; 'document' counts from the document's first token.
   start_step: the step of the first batch.
+  begin: (epoch, token) where the text starts: the `end` of the stream before, in a later phase.
+  steps: batches there are, whose rows are a stretch of text by themselves; None: endless.
 
   Raises ValueError where the numbers do not fit together.
   """
 
   def __init__(self, documents: Documents, *, length: int, batch: int, seed: int,
                positions: str = 'context', host: int = 0, hosts: int = 1, threads: int = 2,
-               start_step: int = 0):
+               start_step: int = 0, begin: tuple[int, int] = (0, 0), steps: int | None = None):
     if positions not in POSITIONS:
       raise ValueError(f"There are no positions '{positions}'. "
                        f"Set --config.data.positions to one of {', '.join(POSITIONS)}.")
@@ -104,7 +139,7 @@ class Stream(Iterator[dict[str, np.ndarray]]):
     if seed < 0:
       raise ValueError(f'The seed {seed} is negative. Use --config.seed >= 0.')
     self._batches = Batches(documents, length=length, batch=batch, seed=seed, positions=positions,
-                            host=host, hosts=hosts)
+                            host=host, hosts=hosts, begin=begin, steps=steps)
     if self._batches.rows < batch:
       raise ValueError(
           f'{len(documents)} documents of {len(documents.tokens)} tokens make {self._batches.rows} '
@@ -112,14 +147,21 @@ class Stream(Iterator[dict[str, np.ndarray]]):
           f'Use more text, or lower --config.train.length or --config.train.batch.')
     self._threads = threads
     self._fingerprint = {'documents': documents.fingerprint, 'length': length, 'batch': batch,
-                         'seed': seed, 'positions': positions}
+                         'seed': seed, 'positions': positions, 'begin': list(begin),
+                         'steps': steps}
     self._iterator = None
     self._seek(start_step)
 
   def __next__(self) -> dict[str, np.ndarray]:
+    if self._iterator is None:
+      self._iterator = self._read_ahead()
     batch = next(self._iterator)
     self._step += 1
     return batch
+
+  def end(self) -> tuple[int, int]:
+    """Returns (epoch, token) after the last of its `steps`."""
+    return self._batches.end()
 
   def state(self) -> dict:
     """Returns plain data: the step of the next batch, and what the stream is a function of.
@@ -140,13 +182,16 @@ class Stream(Iterator[dict[str, np.ndarray]]):
     self._seek(state['step'])
 
   def _seek(self, step: int) -> None:
-    # A new iterator over the steps left, not Grain's set_state: that would take over any state.
     if self._iterator is not None:
       self._iterator.close()
+    self._iterator, self._step = None, step
+
+  def _read_ahead(self) -> Iterator:
+    # A new iterator over the steps left, not Grain's set_state: that would take over any state.
     options = grain.ReadOptions(num_threads=self._threads,
                                 prefetch_buffer_size=4 * self._threads)  # in batches
-    self._iterator = iter(grain.MapDataset.source(self._batches)[step:].to_iter_dataset(options))
-    self._step = step
+    left = grain.MapDataset.source(self._batches)[self._step:]
+    return iter(left.to_iter_dataset(options))
 
 
 def permute(n: int, *seeds: int) -> np.ndarray:

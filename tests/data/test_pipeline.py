@@ -154,6 +154,7 @@ def test_the_state_of_other_documents_is_refused():
 @pytest.mark.parametrize('change, message', [
     ({'length': 30}, r'9 documents of 100 tokens make 3 rows of 30, less than a batch of 4\. U'),
     ({'length': 300}, 'make 0 rows of 300, less than a batch of 4'),
+    ({'length': 300, 'steps': 2}, 'make 0 rows of 300, less than a batch of 4'),
     ({'hosts': 3}, 'Host 0 of 3 hosts cannot take an equal part of a batch of 4 rows'),
     ({'host': 1}, 'Host 1 of 1 hosts'),
     ({'positions': 'absolute'}, "no positions 'absolute'.*context, document"),
@@ -165,3 +166,116 @@ def test_numbers_that_do_not_fit_are_refused_with_a_way_out(change, message):
 
 def test_the_order_is_the_same_on_every_machine():
   assert permute(8, 0, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+
+
+def test_the_stream_of_a_run_of_one_phase_never_changes():
+  """As written down before there were phases."""
+  batches = make_batches()
+  assert batches[0]['tokens'].tolist() == [
+      [9025, 9026, 9027, 9028], [7002, 7003, 7004, 9000], [9001, 9002, 9003, 9004],
+      [3007, 3008, 3009, 3010]]
+  assert batches[99]['tokens'].tolist() == [
+      [6003, 6004, 9000, 9001], [5016, 5017, 5018, 5019], [9002, 9003, 9004, 9005],
+      [9018, 9019, 9020, 9021]]
+
+
+PHASES = {  # of (length, batch, steps); an epoch has 91 inputs
+    'longer rows in the same epoch': [(4, 4, 3), (16, 1, 2)],
+    'shorter rows in the same epoch': [(16, 1, 2), (3, 2, 4), (5, 1, 3)],
+    'an epoch ends within a phase': [(4, 4, 4), (8, 2, 5), (3, 4, 9)],
+    'phases of several epochs': [(7, 2, 20), (16, 2, 9), (4, 4, 30)],
+    'a phase ends as the epoch does': [(7, 13, 1), (13, 1, 7), (4, 4, 2)],
+    'a row is left of an epoch, but too short': [(22, 2, 2), (4, 4, 6)],
+    'the same length throughout': [(4, 4, 2), (4, 4, 3), (4, 2, 9)]}
+
+
+def make_phases(phases, endless=False, **options):
+  streams = []
+  for length, batch, steps in phases:
+    last = endless and len(streams) == len(phases) - 1
+    streams.append(Stream(DOCUMENTS, length=length, batch=batch, seed=3, threads=0, **options,
+                          steps=None if last else steps,
+                          begin=streams[-1].end() if streams else (0, 0)))
+  return streams
+
+
+def recut(phases):
+  """The rows of each phase by epoch, in the text's order: cut one after the other, with loops."""
+  epoch, text, cut = -1, [], []
+  for length, batch, steps in phases:
+    rows = {}
+    for _ in range(batch * steps):
+      while len(text) < length:
+        epoch += 1
+        with_text = [i for i in range(len(DOCUMENTS)) if len(DOCUMENTS[i]) > 1]
+        order = permute(len(with_text), 3, epoch, 0)
+        text = [int(t) for i in order for t in DOCUMENTS[with_text[i]][:-1]]
+      rows.setdefault(epoch, []).append(text[:length])
+      text = text[length:]
+    cut.append(list(rows.values()))
+  return cut
+
+
+@pytest.mark.parametrize('phases', PHASES.values(), ids=PHASES)
+def test_phases_read_one_text_recut_to_each_length(phases):
+  for stream, (_, _, steps), expected in zip(make_phases(phases), phases, recut(phases),
+                                             strict=True):
+    rows = [row.tolist() for batch in take(stream, steps) for row in batch['tokens']]
+    for part in expected:  # of an epoch, in any order
+      assert sorted(rows[:len(part)]) == sorted(part)
+      rows = rows[len(part):]
+    assert not rows
+    with pytest.raises(StopIteration):
+      next(stream)
+
+
+@pytest.mark.parametrize('phases', PHASES.values(), ids=PHASES)
+def test_no_token_is_read_twice_before_the_epoch_ends_whatever_the_phases(phases):
+  inputs = {int(t) for i in range(len(DOCUMENTS)) for t in DOCUMENTS[i][:-1]}
+  seen, epochs = set(), 0
+  for stream, (length, _, steps) in zip(make_phases(phases), phases, strict=True):
+    for row in (row for batch in take(stream, steps) for row in batch['tokens']):
+      if seen & set(row.tolist()):
+        assert len(inputs - seen) < length  # the rest of the epoch was too short for a row
+        seen, epochs = set(), epochs + 1
+      assert len(set(row.tolist())) == length
+      seen |= set(row.tolist())
+  tokens = sum(length * batch * steps for length, batch, steps in phases)
+  assert epochs >= tokens // len(inputs) - 1
+
+
+def test_rows_of_a_phase_are_visited_in_a_shuffled_order():
+  first, second = make_phases([(4, 4, 3), (3, 4, 3)])
+  for stream, steps, [expected] in zip((first, second), (3, 3), recut([(4, 4, 3), (3, 4, 3)]),
+                                       strict=True):
+    rows = [row.tolist() for batch in take(stream, steps) for row in batch['tokens']]
+    assert rows != expected and sorted(rows) == sorted(expected)
+
+
+def test_the_last_phase_is_endless_and_reads_the_rest_of_the_epoch_first():
+  first, second = make_phases([(4, 4, 3), (8, 1, 3)], endless=True)
+  early = {int(t) for batch in take(first, 3) for t in batch['tokens'].flat}
+  late = [t for batch in take(second, 5) for t in batch['tokens'].flat]
+  assert len(early | set(late)) == 48 + 40 == len(early) + len(late)  # of 91: 3 are left out
+  take(second, 40)
+
+
+@pytest.mark.parametrize('steps', [0, 3, 5])
+def test_a_phase_is_restored_bit_by_bit_on_any_number_of_hosts(steps):
+  phases = PHASES['an epoch ends within a phase']
+  whole = take(make_phases(phases)[1], 5)
+  stopped = make_phases(phases)[1]
+  take(stopped, steps)
+  state = json.loads(json.dumps(stopped.state()))
+  for host in range(2):
+    resumed = make_phases(phases, host=host, hosts=2)[1]
+    resumed.restore(state)
+    for batch, expected in zip(take(resumed, 5 - steps), whole[steps:], strict=True):
+      np.testing.assert_array_equal(batch['tokens'], expected['tokens'][host:host + 1])
+
+
+def test_the_position_of_another_phase_is_refused():
+  phases = [(4, 4, 2), (4, 4, 3), (4, 4, 9)]
+  first, second, _ = make_phases(phases)
+  with pytest.raises(ValueError, match=r'another stream: begin \[0, 0\] instead of \[0, 32\]; st'):
+    second.restore(first.state())
