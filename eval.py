@@ -92,7 +92,7 @@ def make_losses(loaded: Loaded):
   """losses(spectrum, batch) -> loss_BL of the run's checkpoint; one compilation per batch shape."""
   config, model, mesh = loaded.config, loaded.model, loaded.mesh
   whole = sharding.replicated(mesh)
-  sampler = sampling.make(**config.sampling)
+  sampler = sampling.make(**config.sampling).evaluation
 
   def loss(params, spectrum, batch):
     positions_BL = sampler(jax.random.key(config.seed), batch['positions'])

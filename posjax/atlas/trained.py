@@ -119,7 +119,7 @@ def portraits(trained: Trained) -> list[Portrait]:
 def attention(trained: Trained) -> Attention:
   """Runs the model on text, once for each recipe. Memory grows with heads x reach^2."""
   model, length = trained.model, trained.config.train.length
-  sampler = sampling.make(**trained.config.sampling)
+  sampler = sampling.make(**trained.config.sampling).evaluation
   longest = max(len(trained.documents[i]) for i in range(len(trained.documents)))
   maps, over_distance = [], {}
   for recipe, spectra in trained.recipes(as_trained(model, trained.config)).items():
