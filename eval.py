@@ -41,6 +41,8 @@ def main(words: Sequence[str]) -> None:
 def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
   """Measures the newest whole checkpoint of `workdir`, prints the table, writes the report.
 
+  A run of phases is read as its last one was trained.
+
   settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate).
   """
   loaded = load_run(workdir)
@@ -65,7 +67,7 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
   )
   if jax.process_index() == 0:
     print(report.table(results))
-    path = report.write(workdir, results, metrics.read(workdir), config)
+    path = report.write(workdir, results, metrics.read(workdir), loaded.experiment)
     print(f'Report: {path}')
   return results
 

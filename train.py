@@ -8,6 +8,7 @@ Called again with the same --workdir it resumes, exactly. On several hosts start
 """
 
 import argparse
+import bisect
 import collections
 import dataclasses
 import functools
@@ -24,10 +25,17 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from eval import evaluate_run
-from posjax import cli, cost, data, sampling, sharding
+from posjax import cli, cost, data, phases, sampling, sharding
 from posjax.checkpoint import Checkpoints
-from posjax.config import flatten, load
-from posjax.decoder import Decoder, as_trained, build, check_length, describe_attention
+from posjax.config import difference, flatten, load
+from posjax.decoder import (
+  Decoder,
+  as_trained,
+  build,
+  check_length,
+  describe_attention,
+  trained_length,
+)
 from posjax.extension import Spectrum
 from posjax.metrics import Metrics
 from posjax.run import Run, Stop, check_continues, load_config
@@ -54,17 +62,18 @@ def main(words: Sequence[str]) -> None:
   sharding.start(flags.coordinator, flags.processes, flags.process)
   cli.cache_compilations()
   tokenizer = complete(config)
-  job = prepare(config)
+  jobs = plan(config)
   if flags.dry_run:
-    describe(job)
+    describe(jobs)
     return
 
-  documents, stream = read(job, tokenizer)
+  documents = data.load(config.data, config.data.split, tokenizer)
+  streams = read(jobs, documents)
   evaluation = load(config.eval, flag='eval', base='configs/eval/base.py') if config.eval else None
   with Run(flags.workdir, config) as run, Stop() as stop:
     if jax.process_index() == 0:
       tokenizer.save(run.workdir)
-    stopped = train(job, documents, stream, run.workdir, stop, began)
+    stopped = train(jobs, documents, streams, run.workdir, stop, began)
   if stopped:
     print(f'Stopped. The same command resumes from {run.workdir}.')
   elif evaluation:
@@ -73,14 +82,19 @@ def main(words: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """A complete config and what follows from it, found to fit before a run directory holds it."""
+  """A phase's config and what follows from it, found to fit before a run directory holds it."""
 
   config: ConfigDict
+  begin: int  # steps of the phases before
   model: Decoder
   spectrum: tuple[Spectrum, ...]  # of the pattern's layers, float32: an argument of the step
   like: State  # shapes, types and places of its arrays
   step: Callable  # jitted; donates the state it is given
   place: NamedSharding  # of a batch
+
+  @property
+  def end(self) -> int:
+    return self.begin + self.config.train.steps
 
 
 def complete(config: ConfigDict):
@@ -94,7 +108,7 @@ def complete(config: ConfigDict):
       f'Set --config.model.vocabulary to {tokenizer.vocabulary} or more, or to None.'
     )
   if config.init_from is not None:
-    source = load_config(config.init_from)
+    source = phases.last(load_config(config.init_from))
     check_continues(source, config)
     if data.load_tokenizer(config.init_from).fingerprint != tokenizer.fingerprint:
       raise ValueError(
@@ -102,11 +116,25 @@ def complete(config: ConfigDict):
         f'Set --config.data.tokenizer={source.data.tokenizer}.'
       )
     if config.extension.trained_length is None:
-      config.extension.trained_length = source.extension.trained_length or source.train.length
+      config.extension.trained_length = trained_length(source)
   return tokenizer
 
 
-def prepare(config: ConfigDict) -> Job:
+def plan(config: ConfigDict) -> tuple[Job, ...]:
+  """The job of each phase. Raises ValueError where one cannot run, or not after the others."""
+  jobs = []
+  for number, one in enumerate(phases.unroll(config), 1):
+    try:
+      job = prepare(one, begin=jobs[-1].end if jobs else 0)
+      if jobs:
+        phases.check_parameters(jobs[0].config, jobs[0].like.params, one, job.like.params)
+    except ValueError as error:
+      raise ValueError(f'Phase {number}: {error}' if config.phases else str(error)) from error
+    jobs.append(job)
+  return tuple(jobs)
+
+
+def prepare(config: ConfigDict, begin: int = 0) -> Job:
   """Raises ValueError where the config contradicts itself, its scheme or the devices."""
   flat = flatten(config)
   for key in (
@@ -133,7 +161,7 @@ def prepare(config: ConfigDict) -> Job:
   sharding.of_batch(mesh, rows)  # each part must fit the devices, too
   place = sharding.of_batch(mesh, config.train.batch)
 
-  optimizer = make_optimizer(config.train)
+  optimizer = make_optimizer(config.train, begin)
   shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
   places, whole = sharding.place(shapes, mesh), sharding.replicated(mesh)
   like = jax.tree.map(
@@ -152,43 +180,60 @@ def prepare(config: ConfigDict) -> Job:
     donate_argnums=0,
   )
   spectrum = jax.tree.map(jnp.float32, spectrum)
-  return Job(config=config, model=model, spectrum=spectrum, like=like, step=step, place=place)
-
-
-def read(job: Job, tokenizer) -> tuple[data.Documents, data.Stream]:
-  """The documents to train on, and this process's part of their batches."""
-  config = job.config
-  documents = data.load(config.data, config.data.split, tokenizer)
-  host, hosts = sharding.host_share(job.place, config.train.batch)
-  stream = data.Stream(
-    documents,
-    length=config.train.length,
-    batch=config.train.batch,
-    seed=config.seed,
-    positions=config.data.positions,
-    host=host,
-    hosts=hosts,
-    threads=config.data.threads,
+  return Job(
+    config=config,
+    begin=begin,
+    model=model,
+    spectrum=spectrum,
+    like=like,
+    step=step,
+    place=place,
   )
-  return documents, stream
 
 
-def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) -> bool:
+def read(jobs: Sequence[Job], documents: data.Documents) -> list[data.Stream]:
+  """This process's part of each phase's batches: one text, which the next phase goes on with."""
+  streams = []
+  for job in jobs:
+    config = job.config
+    host, hosts = sharding.host_share(job.place, config.train.batch)
+    streams.append(
+      data.Stream(
+        documents,
+        length=config.train.length,
+        batch=config.train.batch,
+        seed=config.seed,
+        positions=config.data.positions,
+        host=host,
+        hosts=hosts,
+        threads=config.data.threads,
+        begin=streams[-1].end() if streams else (0, 0),
+        steps=None if job is jobs[-1] else config.train.steps,
+      )
+    )
+  return streams
+
+
+def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, began: float) -> bool:
   """From the newest checkpoint, or from the start, to the last step, or until asked to stop."""
-  config, like = job.config, job.like
-  keep = config.checkpoint
-  with Checkpoints(workdir / 'checkpoints', every=keep.every, keep=keep.keep) as checkpoints:
+  config, like, total = jobs[0].config, jobs[0].like, jobs[-1].end
+  keep, ends = config.checkpoint, [job.end for job in jobs]
+  with Checkpoints(
+    workdir / 'checkpoints', every=keep.every, keep=keep.keep, lasting=ends
+  ) as checkpoints:
     if checkpoints.latest() is not None:
       done, params, rest, position = checkpoints.restore(
         params_like=like.params, state_like={'optimizer': like.optimizer, 'step': like.step}
       )
       state = State(params=params, **rest)
-      stream.restore(position)
+      # A phase's last step is its own, and so is the position in the data saved after it.
+      phase = min(bisect.bisect_left(ends, done), len(jobs) - 1)
+      streams[phase].restore(position)
       print(f'Resumed {workdir} after step {done}.')
       saved = done
     else:
-      done, saved = 0, None
-      init = functools.partial(init_state, job.model, make_optimizer(config.train))
+      done, saved, phase = 0, None, 0
+      init = functools.partial(init_state, jobs[0].model, make_optimizer(config.train))
       places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
       if config.init_from is not None:
@@ -203,45 +248,73 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
         done,
         params=state.params,
         state={'optimizer': state.optimizer, 'step': state.step},
-        data=stream.state(),
+        data=streams[phase].state(),
       )
 
-    schedule = make_schedule(config.train)
-    tokens = config.train.batch * config.train.length
-    peak = cost.peak_flops(jax.devices()[0].device_kind)
-    flops = cost.flops_per_token(job.model, like.params, config.train.length)
-    clock, counted, resumed = time.monotonic(), done, done
-    with Metrics(workdir, total_steps=config.train.steps, resumed=done) as metrics:
-      while done < config.train.steps and not stopping(stop, done, config.log.every):
-        first = done == resumed
-        batch = sharding.put(next(stream), job.place)
+    resumed, meter = done, None
+    with Metrics(workdir, total_steps=total, resumed=done) as metrics:
+      while done < total and not stopping(stop, done, config.log.every):
+        if done == ends[phase]:
+          phase, meter = phase + 1, None
+        job = jobs[phase]
+        if first := meter is None:
+          meter = Meter(job, documents.bytes_per_token, done)
+          if len(jobs) > 1:
+            print(headline(jobs, phase))
+        batch = sharding.put(next(streams[phase]), job.place)
         state, measured = job.step(state, job.spectrum, batch)
         done += 1
-        saving = checkpoints.due(done) or done == config.train.steps
+        saving = checkpoints.due(done) or done == job.end
         if first or saving or done % config.log.every == 0:
-          loss, norm = finite(measured, done)
-          rate = tokens * (done - counted) / (time.monotonic() - clock)
-          values = {
-            'loss': loss,
-            'bits_per_byte': loss / math.log(2) / documents.bytes_per_token,
-            'learning_rate': float(schedule(done - 1)),
-            'gradient_norm': norm,
-          }
-          if first:
+          values = meter.read(measured, done)
+          if len(jobs) > 1:
+            values['phase'] = phase + 1
+          if done == resumed + 1:
             print(f'First step {time.monotonic() - began:.1f} s after the imports.')
-          else:
-            values['tokens_per_second'] = rate
-            if peak is not None:
-              values['mfu'] = rate * flops / (peak * jax.device_count())
           metrics.write(done, values)
           if saving:
             save()
-          clock, counted = time.monotonic(), done
-      if done < config.train.steps and saved != done:
+          meter.start(done)
+      if done < total and saved != done:
         if done > resumed:
           finite(measured, done)
         save()
   return agree(stop)
+
+
+class Meter:
+  """Turns what the steps of a phase measure into the values of a line."""
+
+  def __init__(self, job: Job, bytes_per_token: float, done: int):
+    train = job.config.train
+    self.bytes_per_token = bytes_per_token
+    self.schedule = make_schedule(train, job.begin)
+    self.tokens = train.batch * train.length
+    self.flops = cost.flops_per_token(job.model, job.like.params, train.length)
+    self.peak = cost.peak_flops(jax.devices()[0].device_kind)
+    self.first = True
+    self.start(done)
+
+  def start(self, done: int) -> None:
+    """The clock runs from here, after `done` steps."""
+    self.clock, self.counted = time.monotonic(), done
+
+  def read(self, measured: dict, done: int) -> dict[str, float]:
+    """The first time without a speed, which would be that of the compiler."""
+    loss, norm = finite(measured, done)
+    rate = self.tokens * (done - self.counted) / (time.monotonic() - self.clock)
+    values = {
+      'loss': loss,
+      'bits_per_byte': loss / math.log(2) / self.bytes_per_token,
+      'learning_rate': float(self.schedule(done - 1)),
+      'gradient_norm': norm,
+    }
+    if not self.first:
+      values['tokens_per_second'] = rate
+      if self.peak is not None:
+        values['mfu'] = rate * self.flops / (self.peak * jax.device_count())
+    self.first = False
+    return values
 
 
 def finite(measured: dict, step: int) -> tuple[float, float]:
@@ -256,11 +329,27 @@ def finite(measured: dict, step: int) -> tuple[float, float]:
   return loss, norm
 
 
-def describe(job: Job) -> None:
+def headline(jobs: Sequence[Job], phase: int) -> str:
+  """A phase's steps, and what it sets."""
+  job = jobs[phase]
+  changed, has = difference(jobs[0].config, job.config), flatten(job.config)
+  changes = [f'{key}={new}' for key, _, new in changed if key in has]
+  steps = f'Phase {phase + 1} of {len(jobs)}: steps {job.begin + 1:,} to {job.end:,}'
+  return ', '.join([steps, *changes])
+
+
+def describe(jobs: Sequence[Job]) -> None:
   """Prints what would run: parameters, FLOPs, memory, mesh, attention. Compiles, runs nothing."""
+  print(cost.describe_parameters(jobs[0].like.params))
+  for phase, job in enumerate(jobs):
+    if len(jobs) > 1:
+      print(headline(jobs, phase))
+    describe_job(job)
+
+
+def describe_job(job: Job) -> None:
   config, model, like, mesh = job.config, job.model, job.like, job.place.mesh
   tokens = config.train.batch * config.train.length
-  print(cost.describe_parameters(like.params))
   print(f'Training     {config.train.steps:,} steps of {tokens:,} tokens')
   flops = cost.flops_per_token(model, like.params, config.train.length)
   print(f'FLOPs        {flops:.3g} per token (forward + backward, causal attention counted half)')

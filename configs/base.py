@@ -90,8 +90,14 @@ def get_config(variant: str = '') -> ConfigDict:
   # Devices along each axis; -1 takes what is left. The product must be the number of devices.
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
 
+  # Phases that follow on the same parameters: what each sets differently from the above, which is
+  # the first, of train (key by key: length, batch, steps, ...), position, layers, sampling and
+  # extension (whose trained_length is the first phase's). Each has a schedule over its own steps;
+  # the optimizer's moments are carried over; the text goes on where the phase before stopped.
+  config.phases = None
+
   config.checkpoint = ConfigDict()
-  config.checkpoint.every = 250  # steps; the last step is always saved
+  config.checkpoint.every = 250  # steps; the last step of a phase is always saved, and kept
   config.checkpoint.keep = 2  # newest ones kept; two, so that a damaged one has a predecessor
 
   config.log = ConfigDict()

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,24 @@ LOG = logging.getLogger('posjax')  # warnings reach the terminal without any set
 
 
 class Checkpoints:
-  """The checkpoints of one run, saved every `every` steps; the newest `keep` remain.
+  """The checkpoints of one run, saved every `every` steps; the newest `keep` remain, and `lasting`.
 
   Use as a context manager, or call `close`: a process that ends without it may lose the save in
   flight (never an earlier one). Raises ValueError if `every` or `keep` is below 1.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, every: int = 1, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    *,
+    every: int = 1,
+    keep: int = 2,
+    lasting: Collection[int] = (),
+  ):
     if every < 1 or keep < 1:
       raise ValueError(f'Checkpoints every {every} steps, {keep} kept. Both must be at least 1.')
     self.directory = Path(directory).expanduser().absolute()  # Orbax takes no relative path
-    self.every, self.keep = every, keep
+    self.every, self.keep, self.lasting = every, keep, lasting
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='seal')
     self._saving: Future | None = None
@@ -217,7 +225,7 @@ class Checkpoints:
       raise self._failure(step, error) from error
     oldest = sorted(self._finished())[-self.keep :][0]
     for old in self._present():
-      if old < oldest:
+      if old < oldest and old not in self.lasting:
         self._remove(self.directory / str(old))
 
   def _clear(self, step: int) -> None:

@@ -23,9 +23,9 @@ OPEN = ('position', 'extension', 'sampling')
 
 # Keys that may be None, absent: `configs/base.py` says what that means for each.
 ABSENT = (
-  'init_from', 'eval', 'layers', 'extension.trained_length', 'model.vocabulary', 'model.window',
-  'model.chunk', 'model.segment', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip',
-  'train.loss_chunk',
+  'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
+  'model.window', 'model.chunk', 'model.segment', 'data.glob', 'data.data_dir', 'data.cache_dir',
+  'train.clip', 'train.loss_chunk',
 )  # fmt: skip
 
 

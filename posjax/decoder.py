@@ -310,8 +310,7 @@ def build(config: ConfigDict) -> Decoder:
   """The model of an experiment (configs/base.py, complete: with a vocabulary).
 
   Its tables have the length that its weights were first trained at, also where training goes on at
-  another one; with sampled positions, the range these come from. Raises ValueError for an unknown
-  scheme, hyperparameter or value.
+  another one. Raises ValueError for an unknown scheme, hyperparameter or value.
   """
   settings = dict(config.model)
   mask = {key: settings.pop(key) for key in ('window', 'sinks', 'chunk')}
@@ -319,11 +318,16 @@ def build(config: ConfigDict) -> Decoder:
   alike = {'position': config.position, 'extended': True, **mask, **cut}
   return Decoder(
     pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
-    length=sampling.make(**config.sampling).reach(
-      config.extension.trained_length or config.train.length
-    ),
+    length=trained_length(config),
     **settings,
   )
+
+
+def trained_length(config: ConfigDict) -> int:
+  """Tokens that the weights were first trained at; of sampled positions, the range."""
+  if config.extension.trained_length is not None:
+    return config.extension.trained_length
+  return sampling.make(**config.sampling).reach(config.train.length)
 
 
 def label(config: ConfigDict) -> str:

@@ -9,16 +9,20 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from posjax import run, sharding
+from posjax import phases, run, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.decoder import Decoder, build, init_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-  """A run: its complete config, its model, its parameters on the mesh nearest to its own."""
+  """A run: its model, and its parameters on the mesh nearest to its own.
+
+  config: complete, of the last phase; experiment: as the run was started, phases and all.
+  """
 
   workdir: Path
+  experiment: ConfigDict
   config: ConfigDict
   model: Decoder
   params: Any
@@ -28,7 +32,8 @@ class Loaded:
 def load(workdir: str | Path) -> Loaded:
   """Raises ValueError where the directory holds no run, or no whole checkpoint."""
   workdir = Path(workdir).expanduser()
-  config = run.load_config(workdir)
+  experiment = run.load_config(workdir)
+  config = phases.last(experiment)
   model, mesh = build(config), sharding.nearest_mesh(config.mesh)
   shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   like = jax.tree.map(
@@ -38,4 +43,6 @@ def load(workdir: str | Path) -> Loaded:
   )
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     params = checkpoints.restore_params(like)
-  return Loaded(workdir=workdir, config=config, model=model, params=params, mesh=mesh)
+  return Loaded(
+    workdir=workdir, experiment=experiment, config=config, model=model, params=params, mesh=mesh
+  )

@@ -42,6 +42,7 @@ MAY_CHANGE = (
   ('train.batch', False, 'the stream would not go on where it stopped'),
   ('seed', False, 'the order of the data follows from it'),
   ('init_from', False, 'the run has begun elsewhere'),
+  ('phases', False, 'the run would have gone another way'),
   ('train.accumulate', True, 'memory against time'),
   ('train.loss_chunk', True, 'memory against time'),
   ('train.steps', True, 'the schedule stretches with it: later learning rates change'),
@@ -80,7 +81,7 @@ class Run:
       self.resumed = (self.workdir / 'config.json').exists()
       if self.resumed:
         self.changed = difference(load_config(self.workdir), self.config)
-        _check_changes(self.workdir, self.changed)
+        _check_changes(self.workdir, self.changed, self.config)
       if first:
         self._write()
     except BaseException:
@@ -96,7 +97,7 @@ class Run:
 
   def _write(self) -> None:
     for key, old, new in self.changed:
-      print(f'{key}: {old!r} -> {new!r} ({_verdict(key)[1]})')
+      print(f'{key}: {old!r} -> {new!r} ({_verdict(key, self.config)[1]})')
     _write_whole(self.workdir / 'config.json', to_json(self.config))
     starts = self.workdir / 'revision.json'
     records = json.loads(starts.read_text()) if starts.exists() else []
@@ -224,14 +225,18 @@ def _lock(workdir: Path) -> TextIO:
   return lock
 
 
-def _verdict(key: str) -> tuple[bool, str]:
+def _verdict(key: str, config: ConfigDict) -> tuple[bool, str]:
+  if key == 'train.steps' and config.phases:
+    return False, 'the phases after it begin where it ends'
   return next((may, why) for pattern, may, why in MAY_CHANGE if fnmatch(key, pattern))
 
 
-def _check_changes(workdir: Path, changed: list[tuple[str, Any, Any]]) -> None:
-  refused = [(key, old, new) for key, old, new in changed if not _verdict(key)[0]]
+def _check_changes(workdir: Path, changed: list[tuple[str, Any, Any]], config: ConfigDict) -> None:
+  refused = [(key, old, new) for key, old, new in changed if not _verdict(key, config)[0]]
   if refused:
-    listed = ''.join(f'\n  {k}: {old!r} -> {new!r} ({_verdict(k)[1]})' for k, old, new in refused)
+    listed = ''.join(
+      f'\n  {k}: {old!r} -> {new!r} ({_verdict(k, config)[1]})' for k, old, new in refused
+    )
     raise ValueError(
       f"The run in '{workdir}' was made with another config:{listed}\n"
       'Use another --workdir, or put these keys back.'

@@ -30,8 +30,10 @@ class State:
   step: jax.Array
 
 
-def make_schedule(train: ConfigDict) -> optax.Schedule:
+def make_schedule(train: ConfigDict, begin: int = 0) -> optax.Schedule:
   """Learning rate after `step` steps: linear warm-up, then a cosine, or a plateau and linear decay.
+
+  begin: steps of the phases before, which it does not count.
 
   Raises ValueError for an unknown schedule, or if warm-up (and decay) do not fit into the steps.
   """
@@ -45,7 +47,7 @@ def make_schedule(train: ConfigDict) -> optax.Schedule:
   warm = optax.linear_schedule(peak / max(1, train.warmup), peak, max(0, train.warmup - 1))
   if train.schedule == 'cosine':
     rest = optax.cosine_decay_schedule(peak, train.steps - train.warmup, alpha=train.final)
-    return optax.join_schedules([warm, rest], [train.warmup])
+    return after(begin, optax.join_schedules([warm, rest], [train.warmup]))
   if train.schedule == 'wsd':
     decay = round(train.decay * train.steps)
     if not 0 <= decay <= train.steps - train.warmup:
@@ -54,14 +56,22 @@ def make_schedule(train: ConfigDict) -> optax.Schedule:
         f'{train.steps} steps. Use a smaller --config.train.decay, at least 0.'
       )
     stable, fall = optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)
-    return optax.join_schedules([warm, stable, fall], [train.warmup, train.steps - decay])
+    joined = optax.join_schedules([warm, stable, fall], [train.warmup, train.steps - decay])
+    return after(begin, joined)
   raise ValueError(f"No schedule '{train.schedule}'. Use cosine or wsd.")
 
 
-def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) after clipping of the global norm."""
+def after(begin: int, schedule: optax.Schedule) -> optax.Schedule:
+  return lambda step: schedule(step - begin)
+
+
+def make_optimizer(train: ConfigDict, begin: int = 0) -> optax.GradientTransformation:
+  """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) after clipping of the global norm.
+
+  Its state is the same in all phases, which carry it over; `begin` as for the schedule.
+  """
   adamw = optax.adamw(
-    make_schedule(train),
+    make_schedule(train, begin),
     b1=train.b1,
     b2=train.b2,
     weight_decay=train.weight_decay,

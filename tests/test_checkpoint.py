@@ -26,8 +26,8 @@ def abstract(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def save(directory, steps, keep=3):
-  with Checkpoints(directory, keep=keep) as checkpoints:
+def save(directory, steps, keep=3, lasting=()):
+  with Checkpoints(directory, keep=keep, lasting=lasting) as checkpoints:
     for step in steps:
       params = parameters(step)
       state = {'optimizer': optax.adamw(1e-3).init(params), 'step': jnp.int32(step)}
@@ -112,6 +112,11 @@ def test_arrays_donated_right_after_a_save_are_saved_as_they_were(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
   save(tmp_path, [1, 2, 3], keep=2)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['2', '3']
+
+
+def test_lasting_steps_are_kept_beyond_the_newest(tmp_path):
+  save(tmp_path, [1, 2, 3, 4, 5], keep=1, lasting=(1, 3))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '3', '5']
 
 
 def test_a_step_is_due_at_every_multiple_and_not_before_the_first():

@@ -100,6 +100,7 @@ def test_the_lock_is_free_after_a_refusal(tmp_path):
     'train.batch=8',
     'seed=1',
     'init_from=runs/other',
+    'phases=({},)',
   ],
 )
 def test_a_change_of_shapes_or_data_is_refused_and_changes_nothing(tmp_path, word):

@@ -205,3 +205,19 @@ def test_the_learning_rate_is_the_formula_s_at_every_step(formula, changes):
 def test_a_schedule_that_does_not_fit_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     make_schedule(settings(**changes))
+
+
+def test_a_later_phase_starts_its_schedule_anew_with_the_optimizer_of_the_one_before():
+  """Without gradients AdamW only decays: matrix' = matrix (1 - learning rate x weight decay)."""
+  phases = settings(), settings(steps=5, warmup=3, learning_rate=0.2, schedule='wsd')
+  params, steps, state, seen = {'w_AB': jnp.ones((1, 1))}, 0, None, []
+  for train in phases:
+    optimizer = make_optimizer(train, steps)
+    state = optimizer.init(params) if state is None else state
+    for _ in range(train.steps):
+      updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+      seen.append(-float(updates['w_AB'][0, 0]) / train.weight_decay)
+    steps += train.steps
+  expected = [float(make_schedule(train)(n)) for train in phases for n in range(train.steps)]
+  np.testing.assert_allclose(seen, expected, rtol=1e-6)
+  assert seen[4] == pytest.approx(0.2 / 3)
