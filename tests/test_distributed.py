@@ -91,6 +91,16 @@ def test_two_processes_of_four_devices_share_one_model(mesh, tmp_path):
   assert stored(tmp_path / 'two')[0] == 6
 
 
+@pytest.mark.slow
+def test_two_processes_go_through_phases_of_one_text(tmp_path):
+  longer = {'train': {'length': 64, 'batch': 2, 'steps': 4, 'warmup': 1}}
+  phases = f'phases={(longer, {"sampling": {"name": "pose", "range": 99, "chunks": 3}})}'
+  rows = train_here(tmp_path / 'one', *LIKE, phases)
+  finish_all(launch_two(tmp_path / 'two', phases))
+  assert_close(metrics.read(tmp_path / 'two'), rows)
+  assert stored(tmp_path / 'two')[0] == 6 + 4 + 6
+
+
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path):
   first, second = launch_two(tmp_path / 'run', 'train.steps=400')
   wait_for_step(first, 10)
