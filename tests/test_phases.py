@@ -1,5 +1,6 @@
 """A run of several phases: one text, one set of parameters, resumed exactly wherever it stops."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -22,7 +23,7 @@ from e2e import (
 
 import eval as evaluation
 import train
-from posjax import data, metrics, phases
+from posjax import data, loading, metrics, phases
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
 from posjax.decoder import as_trained, build
@@ -271,8 +272,9 @@ def test_positions_are_skipped_in_training_only(straight):
     pose.sampling = {'name': 'pose', 'range': 1024, 'chunks': 2}
   text = data.load(long.data, 'train', data.make_tokenizer('bytes'))
   batch = next(data.Stream(text, length=64, batch=2, seed=0))
+  run = loading.load(straight)
   read = [
-    evaluation.make_losses(straight, one, build(one))(as_trained(build(one), one), batch)
+    evaluation.make_losses(dataclasses.replace(run, config=one))(as_trained(run.model, one), batch)
     for one in (long, pose)
   ]
   np.testing.assert_array_equal(*read)
