@@ -273,10 +273,8 @@ def test_positions_are_skipped_in_training_only(straight):
   text = data.load(long.data, 'train', data.make_tokenizer('bytes'))
   batch = next(data.Stream(text, length=64, batch=2, seed=0))
   run = loading.load(straight)
-  read = [
-    evaluation.make_losses(dataclasses.replace(run, config=one))(as_trained(run.model, one), batch)
-    for one in (long, pose)
-  ]
+  ran = [dataclasses.replace(run, config=one, model=build(one)) for one in (long, pose)]
+  read = [evaluation.make_losses(one)(as_trained(one.model, one.config), batch) for one in ran]
   np.testing.assert_array_equal(*read)
 
 
