@@ -74,6 +74,12 @@ def repeat(step, state, *args):
 
 
 def ours(name: str, B: int, L: int, layers: int = LAYERS):
+  step, init, *rest = program(name, B, L, layers)
+  return repeat(step, jax.jit(init)(jax.random.key(0)), *rest)
+
+
+def program(name: str, B: int, L: int, layers: int = LAYERS):
+  """A scheme's step, what makes its state from a key, its spectrum, and a batch."""
   train = base.get_config().train
   model = Decoder(
     pattern=(Layer(scheme=positions.make(name)),),
@@ -88,10 +94,10 @@ def ours(name: str, B: int, L: int, layers: int = LAYERS):
     mlp_width=MLP,
   )
   optimizer = make_optimizer(train)
-  state = jax.jit(lambda key: init_state(model, optimizer, key))(jax.random.key(0))
   spectrum = jax.tree.map(jnp.float32, model.spectrum())
   step = jax.jit(make_step(model, optimizer, train), donate_argnums=0)
-  return repeat(step, state, spectrum, random_batch(B, L))
+  init = functools.partial(init_state, model, optimizer)
+  return step, init, spectrum, random_batch(B, L)
 
 
 def plain(B: int, L: int):

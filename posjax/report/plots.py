@@ -82,7 +82,7 @@ def plot_sweep(results: Mapping[str, Any]) -> Figure | None:
   return label_ends(figure, axes)
 
 
-def best(results: Mapping[str, Any], most: int = 16) -> Mapping[str, Any]:
+def best(results: Mapping[str, Any], most: int = 20) -> Mapping[str, Any]:
   """The results with no more recipes than a picture can hold: the first, and the best at the
   longest length."""
   if len(results['recipes']) <= most:
