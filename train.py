@@ -221,12 +221,10 @@ def train(job: Job, documents, stream, workdir: Path, stop: Stop, began: float) 
         if first or saving or done % config.log.every == 0:
           loss, norm = finite(measured, done)
           rate = tokens * (done - counted) / (time.monotonic() - clock)
-          values = {
-            'loss': loss,
-            'bits_per_byte': loss / math.log(2) / documents.bytes_per_token,
-            'learning_rate': float(schedule(done - 1)),
-            'gradient_norm': norm,
-          }
+          values = {'loss': loss}
+          if documents.bytes_per_token is not None:
+            values['bits_per_byte'] = loss / math.log(2) / documents.bytes_per_token
+          values |= {'learning_rate': float(schedule(done - 1)), 'gradient_norm': norm}
           if first:
             print(f'First step {time.monotonic() - began:.1f} s after the imports.')
           else:
