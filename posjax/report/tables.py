@@ -88,3 +88,14 @@ def aligned(
       ).rstrip()
     )
   return '\n'.join([*text, '', *(textwrap.fill(note, 100) for note in notes), ''])
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown, aligned, so that a terminal can show it, too; its first column is text."""
+  widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+  rows = []
+  for words in (header, rule, *lines):
+    sides = [words[0].ljust(widths[0]), *map(str.rjust, words[1:], widths[1:])]
+    rows.append(f'| {" | ".join(sides)} |')
+  return '\n'.join(rows)
