@@ -11,6 +11,6 @@ from configs import base, copy
 def get_config(variant: str = ''):
   config = copy.get_config()
   config.data.name = 'task:passkey'
-  config.train.length = 64
+  config.train.steps = 500
   config.eval = 'configs/eval/passkey.py'
   return base.experiment(config, variant)

@@ -113,7 +113,7 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(copy, tmp_path):
 
 
 def results(depths=(0.0, 0.5, 1.0), refused=()):
-  recipes, lengths = ['none', 'yarn', 'ntk'], [64, 128]
+  recipes, lengths = ['none', 'linear', 'yarn', 'ntk'], [64, 128]
   rates = {'low': 0.1, 'high': 0.9, 'tokens': 0.75, 'examples': 30}
   cells = [(n, r) for n in lengths for r in recipes if (n, r) not in refused]
   where = lambda n, r: {'size': n, 'length': n, 'recipe': r, 'factor': None, 'exact': 0.5, **rates}
@@ -140,7 +140,7 @@ def test_the_table_has_a_column_for_each_depth_and_says_what_is_refused():
 def test_the_heat_map_has_a_panel_per_recipe_and_a_number_in_each_cell():
   figure = report.tasks.plot_grid(results(refused=[(128, 'ntk')]))
   shown = [axes for axes in figure.axes if axes.get_title()]
-  assert [axes.get_title() for axes in shown] == ['none', 'yarn', 'ntk']
+  assert [axes.get_title() for axes in shown] == ['none', 'linear', 'yarn', 'ntk']
   for axes in shown:
     texts = [text.get_text() for text in axes.texts]
     last = '–' if axes.get_title() == 'ntk' else None

@@ -15,7 +15,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.multiples = (1, 2, 4, 8)
   config.recipes = ({'name': 'none'}, {'name': 'linear'}, {'name': 'ntk'}, {'name': 'yarn'})
   config.depths = (0.0, 0.25, 0.5, 0.75, 1.0)
-  config.examples = 100  # of each depth
+  config.examples = 40  # of each depth: 200 of each length and recipe
   if variant == 'smoke':
     config.multiples, config.depths = (1, 2), (0.0, 1.0)
   return base.experiment(config, variant)

@@ -59,7 +59,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 def plot_sizes(results: Mapping[str, Any]) -> Figure:
   """Exact match at each size, one line per recipe; bars are the intervals."""
-  figure, axes = frame('Exact match by size', 'size', 'share of right answers')
+  figure, axes = frame(f'{called(results)}: exact match by size', 'size', 'share of right answers')
   mark_trained(axes, results['trained_size'], results['sizes'])
   axes.set_ylim(-0.03, 1.03)
   for i, recipe in enumerate(results['recipes']):
@@ -82,19 +82,27 @@ def plot_grid(results: Mapping[str, Any]) -> Figure | None:
   height = 0.9 + down * (0.5 + 0.3 * len(depths))
   figure = Figure(layout='constrained', figsize=(max(4.6, width), height))
   FigureCanvasAgg(figure)
-  figure.suptitle('Exact match in per cent, by depth and length', x=0.01, ha='left', weight='bold')
+  title = f'{called(results)}: exact match by depth and length, in per cent'
+  figure.suptitle(title, x=0.01, ha='left', fontsize=11, fontweight='bold')
   panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+  names = [f'{length:,}\n{"trained" if size == results["trained_size"] else " "}'
+           for size, length in zip(results['sizes'], results['lengths'], strict=True)]  # fmt: skip
   for axes, recipe in zip(panels, recipes, strict=False):
     share_DL = [[cell.get((recipe, d, n), np.nan) for n in results['lengths']] for d in depths]
     draw_cells(axes, np.array(share_DL))
     axes.set_title(recipe, fontweight='normal')
-    axes.set_xticks(range(len(results['lengths'])), [f'{n:,}' for n in results['lengths']])
+    axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(depths)), [f'{depth:g}' for depth in depths])
   for axes in panels[len(recipes) :]:
     axes.set_axis_off()
   figure.supxlabel('length (tokens)', fontsize=10)
   figure.supylabel('depth of the needle', fontsize=10)
   return figure
+
+
+def called(results: Mapping[str, Any]) -> str:
+  """The task without its settings."""
+  return results['task'].partition('(')[0]
 
 
 def draw_cells(axes: Any, share_DL: np.ndarray) -> None:
@@ -107,7 +115,7 @@ def draw_cells(axes: Any, share_DL: np.ndarray) -> None:
     np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5, share_DL, cmap='cividis', vmin=0,
     vmax=1, edgecolors='face', linewidth=0.5,
   )  # fmt: skip
-  axes.invert_yaxis()  # the first token is above
+  axes.set_ylim(down - 0.5, -0.5)  # the first token is above
   axes.grid(False)
   axes.tick_params(length=0)
   for d, l in np.ndindex(down, across):
