@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from posjax import data
+from posjax import data, positions
 from posjax.data import Stream, tasks
 from posjax.data.tasks import Examples, Lessons, make
 
@@ -227,6 +227,15 @@ def test_sizes_to_learn_from_are_uniform():
   assert sorted(counts) == list(range(1, 11))
   # Chi-square with 9 degrees of freedom stays below 33.7 with a probability of 0.9999.
   assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 33.7
+
+
+def test_abacus_gives_the_digits_of_numbers_that_are_added_the_places_of_their_powers():
+  token_T, _ = make('addition').example(0, 0, 3)
+  scheme = positions.make('abacus')
+  place_T = scheme.place(token_T, np.arange(len(token_T))).tolist()
+  number = [1, 2, 3]
+  carry = [4] * (len(token_T) == 14)
+  assert place_T == [0, *number, 0, *number, 0, *number, *carry, 0]
 
 
 def test_what_is_learned_from_and_what_is_held_out_differ():

@@ -41,8 +41,8 @@ class Needles(Symbolic):
 
   keys: different ones in the context. values: needles of each key; all are asked for, in the order
   in which they stand. queries: keys that are asked for. digits: of a value.
-  depth: share of the filler before the first needle of the first key asked for, 0 .. 1; None draws
-    it, as those of all other needles are.
+  depth: share of the filler before a needle of the first key asked for, 0 .. 1; None draws it, as
+    those of all other needles are drawn.
   """
 
   symbols: int = 64
