@@ -64,6 +64,11 @@ def main(words: Sequence[str]) -> None:
 
   workdir = Path(flags.workdir).expanduser()
   budget = load_budget(f'{BUDGET}:smoke' if flags.smoke else BUDGET, overrides)
+  if budget.data.name.startswith('task:'):
+    raise ValueError(
+      f"Losses on text are compared here, and '{budget.data.name}' has none. Use python -m "
+      f'benchmarks.generalize --tasks={budget.data.name.removeprefix("task:")}.'
+    )
   entries = plan(flags.configs.split(','), read_seeds(flags.seeds), budget, workdir)
   if not flags.report_only and not work(entries, budget, workdir):
     print('Stopped. The same command goes on from here.')

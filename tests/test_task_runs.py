@@ -10,6 +10,7 @@ from e2e import assert_same_bits, stored, train_here
 
 import eval as evaluation
 from posjax import report
+from posjax.atlas import __main__ as atlas
 from posjax.config import load
 
 SMOKE = 'configs/passkey.py:smoke'
@@ -107,6 +108,11 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(copy, tmp_path):
     load(SMOKE, ['--config.task.digits=3'])
   with pytest.raises(ValueError, match=r'data.task.digits: None -> 3 .the stream would not go on'):
     train_here(copy, 'data.task.digits=3', config=SMOKE)
+
+
+def test_the_atlas_draws_runs_on_text_only(passkey, tmp_path):
+  with pytest.raises(ValueError, match=r"trained on 'task:passkey'.* Name the --workdir of a run"):
+    atlas.main([f'--workdir={passkey}', f'--out={tmp_path}'])
 
 
 # --- what is drawn --------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Attention:
 
 
 def load(workdir: str | Path) -> Trained:
-  """Raises ValueError if `workdir` holds no run, or no whole checkpoint."""
+  """Raises ValueError if `workdir` holds no run on text, or no whole checkpoint."""
   workdir = Path(workdir).expanduser()
   config = run.load_config(workdir)
   model = build(config)
@@ -91,6 +91,11 @@ def load(workdir: str | Path) -> Trained:
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     params = checkpoints.restore_params(shapes['params'])
   documents = data.load(config.data, config.data.validation_split, data.load_tokenizer(workdir))
+  if isinstance(documents, data.Examples):
+    raise ValueError(
+      f"The run in '{workdir}' was trained on '{config.data.name}', and the atlas draws what is "
+      'attended to on text. Name the --workdir of a run on text.'
+    )
   return Trained(
     name=workdir.resolve().name, config=config, model=model, params=params, documents=documents
   )
