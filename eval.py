@@ -1,13 +1,14 @@
-"""Evaluates the checkpoint of a run: lengths x extensions, without training.
+"""Evaluates the checkpoint of a run: lengths x extensions, on text or on tasks, without training.
 
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
+  python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -17,12 +18,12 @@ from ml_collections import ConfigDict
 from posjax import cli, data, metrics, report, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
-from posjax.evaluation import evaluate
+from posjax.evaluation import evaluate, tasks
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded
 from posjax.loading import load as load_run
-from posjax.loss import token_losses
+from posjax.loss import token_hits, token_losses
 
 
 def main(words: Sequence[str]) -> None:
@@ -43,33 +44,47 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
 
   A run of phases is read as its last one was trained.
 
-  settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate).
+  settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate of text,
+  posjax.evaluation.tasks.evaluate of a task).
   """
   loaded = load_run(workdir)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
   settings = settings.copy_and_resolve_references()
   settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)
   tokenizer = data.load_tokenizer(workdir)
-  documents = data.load(config.data, config.data.validation_split, tokenizer)
-  losses = make_losses(loaded)
+  source = choose_data(config.data, settings.data)
+  documents = data.load(source, source.validation_split, tokenizer)
 
   def spectrum_of(recipe: dict, length: int):
     return extended(model, config, recipe, length)
 
-  facts = run.revision()
-  results = evaluate(
-    losses,
-    spectrum_of,
-    documents,
-    settings,
-    trained_length=config.train.length,
-    facts=facts | {'scheme': label(config)},
-  )
+  given = {
+    'trained_length': config.train.length,
+    'facts': run.revision() | {'scheme': label(config)},
+  }
+  if isinstance(documents, data.Examples):
+    hits = make_scorer(loaded, token_hits)
+    given['trained_size'] = documents.largest(config.train.length)
+    results = tasks.evaluate(hits, spectrum_of, documents.task, settings, **given)
+  else:
+    losses = make_scorer(loaded, lambda *args, **kw: token_losses(*args, **kw)[0])
+    results = evaluate(losses, spectrum_of, documents, settings, **given)
   if jax.process_index() == 0:
     print(report.table(results))
     path = report.write(workdir, results, metrics.read(workdir), loaded.experiment)
     print(f'Report: {path}')
   return results
+
+
+def choose_data(trained: ConfigDict, evaluated: ConfigDict) -> ConfigDict:
+  """What to evaluate on: the run's own data, unless the evaluation names others."""
+  chosen = trained.copy_and_resolve_references()
+  if evaluated.name is not None:
+    chosen.name, chosen.size, chosen.task = evaluated.name, None, {}
+  chosen.task = {**chosen.task, **evaluated.task}
+  if evaluated.size is not None:
+    chosen.size = evaluated.size
+  return chosen
 
 
 def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
@@ -90,26 +105,27 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   return extend(model.spectrum(), **recipe)
 
 
-def make_losses(loaded: Loaded):
-  """losses(spectrum, batch) -> loss_BL of the run's checkpoint; one compilation per batch shape."""
+def make_scorer(loaded: Loaded, measure: Callable):
+  """scores(spectrum, batch) -> what `measure` of posjax.loss says of the run's checkpoint, [B, L].
+  One compilation per batch shape."""
   config, model, mesh = loaded.config, loaded.model, loaded.mesh
   whole = sharding.replicated(mesh)
   sampler = sampling.make(**config.sampling).evaluation
 
-  def loss(params, spectrum, batch):
+  def score(params, spectrum, batch):
     positions_BL = sampler(jax.random.key(config.seed), batch['positions'])
-    return token_losses(
+    return measure(
       model,
       params,
       spectrum,
       batch | {'positions': positions_BL},
       chunk=config.train.loss_chunk,
       contiguous=sampler == sampling.PLAIN,
-    )[0]
+    )
 
-  jitted = jax.jit(loss, out_shardings=whole)
+  jitted = jax.jit(score, out_shardings=whole)
 
-  def losses(spectrum, batch):
+  def scores(spectrum, batch):
     rows, length = batch['tokens'].shape
     check_length(model, spectrum, sampler.reach(length))
     parts = mesh.shape['data'] * mesh.shape['fsdp']
@@ -117,7 +133,7 @@ def make_losses(loaded: Loaded):
     batch = {name: jax.device_put(x, place) for name, x in batch.items()}
     return jitted(loaded.params, jax.tree.map(jnp.float32, spectrum), batch)
 
-  return losses
+  return scores
 
 
 if __name__ == '__main__':

@@ -303,12 +303,10 @@ class Meter:
     """The first time without a speed, which would be that of the compiler."""
     loss, norm = finite(measured, done)
     rate = self.tokens * (done - self.counted) / (time.monotonic() - self.clock)
-    values = {
-      'loss': loss,
-      'bits_per_byte': loss / math.log(2) / self.bytes_per_token,
-      'learning_rate': float(self.schedule(done - 1)),
-      'gradient_norm': norm,
-    }
+    values = {'loss': loss}
+    if self.bytes_per_token is not None:
+      values['bits_per_byte'] = loss / math.log(2) / self.bytes_per_token
+    values |= {'learning_rate': float(self.schedule(done - 1)), 'gradient_norm': norm}
     if not self.first:
       values['tokens_per_second'] = rate
       if self.peak is not None:

@@ -64,6 +64,11 @@ def main(words: Sequence[str]) -> None:
 
   workdir = Path(flags.workdir).expanduser()
   budget = load_budget(f'{BUDGET}:smoke' if flags.smoke else BUDGET, overrides)
+  if budget.data.name.startswith('task:'):
+    raise ValueError(
+      f"Losses on text are compared here, and '{budget.data.name}' has none. Use python -m "
+      f'benchmarks.generalize --tasks={budget.data.name.removeprefix("task:")}.'
+    )
   entries = plan(flags.configs.split(','), read_seeds(flags.seeds), budget, workdir)
   if not flags.report_only and not work(entries, budget, workdir):
     print('Stopped. The same command goes on from here.')
@@ -124,7 +129,7 @@ def plan(
     shared['seed'] = seed
     for name, path in zip(names, paths, strict=True):
       _, listed = parts(load(path))
-      words = [f'--config.{k}={value}' for k, value in shared.items() if listed[k] != value]
+      words = [f'--config.{k}={value}' for k, value in shared.items() if listed.get(k) != value]
       config = load(path, words)
       train.complete(config)
       folder = workdir / 'runs' / f'{name}-{seed}'
@@ -165,16 +170,23 @@ def work(entries: Sequence[Entry], budget: ConfigDict, workdir: Path) -> bool:
   """Does what is not done yet; False if asked to stop before the end."""
   cli.cache_compilations()
   jobs = {entry.name: train.prepare(entry.config) for entry in entries}  # refuses before it trains
-  workdir.mkdir(parents=True, exist_ok=True)
-  for number, entry in enumerate(entries, start=1):
-    print(f'\n--- {entry.folder.name}: run {number} of {len(entries)} ---', flush=True)
-    if not finish(entry, workdir):
-      return False
+  if not finish_all(entries, workdir):
+    return False
   if read_costs(entries, workdir) is None:
     print('\n--- time and memory of a step ---', flush=True)
     with timed(workdir, 'costs'):
       costs = measure_costs(jobs, train.prepare(budget))
       write_costs(costs, entries, workdir)
+  return True
+
+
+def finish_all(entries: Sequence[Entry], workdir: Path) -> bool:
+  """Trains and evaluates what is not done yet; False if asked to stop before the end."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  for number, entry in enumerate(entries, start=1):
+    print(f'\n--- {entry.folder.name}: run {number} of {len(entries)} ---', flush=True)
+    if not finish(entry, workdir):
+      return False
   return True
 
 

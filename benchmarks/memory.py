@@ -6,10 +6,10 @@
   python -m benchmarks.memory --compiled --json=benchmarks/results/memory-compiled.json
 
 The model: d_model 256, 2 layers, 8 heads of 32, plain MLP of 1024, 256 ids, float32, AdamW.
-`peak` is the process's largest resident set after one step; `step` is that less what it was before.
+`peak` is the largest resident set of a process after one step, `step` that less what it was before.
 
 --compiled runs nothing: it takes the compiler's word for what a step allots, its own work (`step`)
-and with state and batch (`peak`). It lacks the process itself, about 0.4 GiB of Python and programs.
+and with state and batch (`peak`). It lacks the process itself: Python and programs.
 """
 
 import argparse

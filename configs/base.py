@@ -57,7 +57,11 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'
 
   config.data = ConfigDict()
-  config.data.name = 'sotu'  # 'sotu' (embedded), 'text' (your files) or 'tfds:NAME[/CONFIG]'
+  config.data.name = 'sotu'  # 'sotu' (embedded), 'text' (your files), 'tfds:NAME[/CONFIG]', or
+  # 'task:NAME', a task of posjax/data/tasks/, of which only the answers are learned
+  config.data.task = ConfigDict()  # with 'task:': its settings, where they differ from its own
+  config.data.size = None  # with 'task:': largest size trained on, in the task's unit, sizes being
+  # uniform up to it; None takes the largest that rows of train.length hold
   config.data.glob = None  # with 'text': the files, one document each, e.g. '~/books/**/*.txt'
   config.data.data_dir = None  # with 'tfds:': where the prepared data set is; None: TFDS's default
   config.data.text_key = 'text'  # with 'tfds:': the feature that holds the text

@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 HOUSE = Path(__file__).resolve().parents[1]  # the folder of posjax/, configs/ and train.py
 
 # These hold a name and the keywords of what it names; whoever builds that checks them.
-OPEN = ('position', 'extension', 'sampling')
+OPEN = ('position', 'extension', 'sampling', 'data.task')
 
 # Keys that may be None, absent: `configs/base.py` says what that means for each.
 ABSENT = (
   'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
-  'model.window', 'model.chunk', 'model.segment', 'data.glob', 'data.data_dir', 'data.cache_dir',
+  'model.window', 'model.chunk', 'model.segment', 'data.size', 'data.glob', 'data.data_dir',
+  'data.cache_dir',
   'train.clip', 'train.loss_chunk',
 )  # fmt: skip
 
@@ -79,7 +80,7 @@ def check_keys(config: ConfigDict, reference: ConfigDict, *, where: str = 'this 
 
 def is_open(key: str) -> bool:
   """Whether a key belongs to a section whose keys are those of what it names."""
-  return key.split('.')[0] in OPEN
+  return key.startswith(tuple(f'{section}.' for section in OPEN))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

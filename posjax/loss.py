@@ -4,6 +4,7 @@ Letters: B batch, L tokens, N tokens of a chunk, D model width, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,44 @@ from posjax.decoder import Decoder
 CHUNK_BYTES = 64 * 2**20  # of float32 logits: small beside any model, large enough for a matmul
 
 
-def token_losses(
+def token_losses(model: Decoder, params, spectrum: Any, batch: dict, **settings) -> tuple:
+  """loss_BL, -log p(target) in nats, and log_z_BL, the logarithm of the softmax's denominator.
+
+  Both are 0 where no target counts (`counted`). The arguments are those of `by_target`.
+  """
+
+  def nats(logits_BNV, targets_BN):
+    log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
+    target_BN = jnp.take_along_axis(logits_BNV, targets_BN[..., None], axis=-1)[..., 0]
+    return log_z_BN - target_BN, log_z_BN
+
+  counted_BL = counted(batch)
+  return tuple(x * counted_BL for x in by_target(nats, model, params, spectrum, batch, **settings))
+
+
+def token_hits(model: Decoder, params, spectrum: Any, batch: dict, **settings) -> jax.Array:
+  """hit_BL, 1 where the target is the likeliest token, else 0; NaN where a logit is none.
+
+  It is 1 where no target counts, so that a row is right where all of it is. Arguments: `by_target`.
+  """
+
+  def hits(logits_BNV, targets_BN):
+    right_BN = jnp.argmax(logits_BNV, axis=-1) == targets_BN
+    return jnp.where(jnp.isnan(logits_BNV).any(-1), jnp.nan, right_BN.astype(jnp.float32))
+
+  hit_BL = by_target(hits, model, params, spectrum, batch, **settings)
+  return jnp.where(counted(batch), hit_BL, 1.0)
+
+
+def counted(batch: dict) -> jax.Array:
+  """Whether each target counts, [B, L]: not where the segment is 0, which is padding, nor where the
+  target is negative, which is a token to read and not to predict."""
+  real_BL = batch['targets'] >= 0
+  return real_BL if batch['segments'] is None else real_BL & (batch['segments'] > 0)
+
+
+def by_target(
+  measure: Callable,
   model: Decoder,
   params,
   spectrum: Any,
@@ -22,46 +60,38 @@ def token_losses(
   *,
   chunk: int | None = None,
   contiguous: bool = True,
-) -> tuple[jax.Array, jax.Array]:
-  """loss_BL, -log p(target) in nats, and log_z_BL, the logarithm of the softmax's denominator.
+) -> Any:
+  """What `measure`, (logits_BNV, targets_BN) -> arrays [B, N], says of each target, as [B, L].
 
   batch: int32 arrays [B, L] `tokens`, `targets`, `positions` and `segments` (rows of
-    posjax.data.Stream). Loss is 0 where the segment is 0.
-    `segments` may be None: every row is one document, every target counts.
+    posjax.data.Stream). `segments` may be None: every row is one document.
   chunk: tokens whose logits exist at once; None takes what fits 64 MiB. The chunks' logits are
     computed again in the derivative.
   contiguous: positions rise by one within a segment, as those of a Stream do.
   """
-  segments_BL = batch['segments']
   hidden_BLD = model.apply(
     {'params': params},
     batch['tokens'],
     spectrum,
     batch['positions'],
-    segments_BL,
+    batch['segments'],
     contiguous=contiguous,
     method='hidden',
   )
   B, L, D = hidden_BLD.shape
 
-  def nats(hidden_BND, targets_BN):
+  def measured(hidden_BND, targets_BN):
     logits_BNV = model.apply({'params': params}, hidden_BND, method='logits')
-    log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
-    target_BN = jnp.take_along_axis(logits_BNV, targets_BN[..., None], axis=-1)[..., 0]
-    return log_z_BN - target_BN, log_z_BN
+    return measure(logits_BNV, targets_BN)
 
   # Chunks are cut along L, so that each holds every row and stays sharded as the batch is.
   N = max(1, (chunk or CHUNK_BYTES // (4 * model.vocabulary)) // B)
   if N >= L:
-    loss_BL, log_z_BL = nats(hidden_BLD, batch['targets'])
-  else:
-    count = math.ceil(L / N)
-    N = math.ceil(L / count)
-    pad = [(0, 0), (0, count * N - L)]
-    hidden_CBND = jnp.pad(hidden_BLD, [*pad, (0, 0)]).reshape(B, count, N, D).swapaxes(0, 1)
-    targets_CBN = jnp.pad(batch['targets'], pad).reshape(B, count, N).swapaxes(0, 1)
-    parts = jax.lax.map(lambda part: jax.checkpoint(nats)(*part), (hidden_CBND, targets_CBN))
-    loss_BL, log_z_BL = (x.swapaxes(0, 1).reshape(B, count * N)[:, :L] for x in parts)
-  if segments_BL is None:
-    return loss_BL, log_z_BL
-  return loss_BL * (segments_BL > 0), log_z_BL * (segments_BL > 0)
+    return measured(hidden_BLD, batch['targets'])
+  count = math.ceil(L / N)
+  N = math.ceil(L / count)
+  pad = [(0, 0), (0, count * N - L)]
+  hidden_CBND = jnp.pad(hidden_BLD, [*pad, (0, 0)]).reshape(B, count, N, D).swapaxes(0, 1)
+  targets_CBN = jnp.pad(batch['targets'], pad).reshape(B, count, N).swapaxes(0, 1)
+  parts = jax.lax.map(lambda part: jax.checkpoint(measured)(*part), (hidden_CBND, targets_CBN))
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, count * N)[:, :L], parts)

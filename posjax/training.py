@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from posjax import sampling
 from posjax.decoder import Decoder, init_params
-from posjax.loss import token_losses
+from posjax.loss import counted, token_losses
 
 
 @functools.partial(
@@ -147,7 +147,7 @@ def make_step(
     batch = batch | {'positions': sampler(position_key, batch['positions'])}
     spectrum = model.sample(spectrum, spectrum_key)
     grads, nats = gradients(state.params, spectrum, batch)
-    count = jnp.maximum((batch['segments'] > 0).sum(), 1)
+    count = jnp.maximum(counted(batch).sum(), 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     new = State(

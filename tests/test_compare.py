@@ -78,6 +78,8 @@ def test_what_cannot_be_compared_is_refused_with_the_way_out(finished, tmp_path)
     run(tmp_path, '--config.seed=5')
   with pytest.raises(ValueError, match=r'without an evaluation. Leave out --config.eval'):
     run(tmp_path, '--config.eval=None')
+  with pytest.raises(ValueError, match=r"'task:copy' has none. Use .* --tasks=copy"):
+    run(tmp_path, '--config.data.name=task:copy')
   with pytest.raises(ValueError, match=r'--seeds=0,x: not whole numbers'):
     run(tmp_path, '--seeds=0,x')
   with pytest.raises(ValueError, match=r'--seeds=1,1: a seed is named twice'):

@@ -30,8 +30,8 @@ def evaluate(workdir, *words):
 
 
 def compilations(caplog) -> int:
-  """How many programs named `loss` were compiled since jax.log_compiles was entered."""
-  return sum(message.startswith('Compiling jit(loss)') for message in caplog.messages)
+  """How many programs named `score` were compiled since jax.log_compiles was entered."""
+  return sum(message.startswith('Compiling jit(score)') for message in caplog.messages)
 
 
 def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, capsys, caplog):

@@ -9,7 +9,7 @@ import pytest
 from posjax import positions
 from posjax.attention import Layer
 from posjax.decoder import Decoder
-from posjax.loss import token_losses
+from posjax.loss import counted, token_hits, token_losses
 
 B, L, V, D = 2, 11, 13, 8
 
@@ -101,3 +101,48 @@ def test_without_segments_every_target_counts():
   run = jax.jit(lambda params, batch: token_losses(s.model, params, s.spectrum, batch))
   loss_BL, _ = run(s.params, {**s.batch, 'segments': None})
   assert (np.asarray(loss_BL) > 0).all()
+
+
+def hidden_targets():
+  """Targets, some of which are only to be read; one of them is padding, too."""
+  targets_BL = np.array(small().batch['targets'])
+  targets_BL[0, [0, 4, 9]] = targets_BL[1, [2, 8]] = -1
+  return {**small().batch, 'targets': jnp.asarray(targets_BL)}
+
+
+@pytest.mark.parametrize('chunk', [None, 2 * 4])
+def test_targets_that_are_only_read_have_no_loss_and_leave_the_others_theirs(chunk, tolerance):
+  s, batch = small(), hidden_targets()
+  run = jax.jit(lambda batch: token_losses(s.model, s.params, s.spectrum, batch, chunk=chunk))
+  skipped_BL = np.asarray(batch['targets']) < 0
+  for ours_BL, all_BL in zip(run(batch), run(s.batch), strict=True):
+    np.testing.assert_allclose(ours_BL, np.where(skipped_BL, 0, all_BL), atol=tolerance(V))
+  counted_BL = np.asarray(counted(batch))
+  assert counted_BL.sum() == 11 + 8 - 4  # the fifth is padding
+  np.testing.assert_array_equal(counted_BL, np.asarray(run(batch)[0]) > 0)
+
+
+@pytest.mark.parametrize('chunk', [None, 2 * 4])
+def test_hits_are_where_the_likeliest_token_is_the_target(chunk):
+  s, batch = small(), hidden_targets()
+  logits_BLV = np.asarray(
+    jax.jit(s.model.apply)(
+      {'params': s.params}, batch['tokens'], s.spectrum, batch['positions'], batch['segments']
+    )
+  )
+  # Every second target is the likeliest token: random ones hardly ever are.
+  targets_BL = np.asarray(batch['targets'])
+  told_BL = np.where(np.arange(L) % 2 == 0, logits_BLV.argmax(-1), targets_BL)
+  told_BL = np.where(targets_BL < 0, -1, told_BL)
+  run = jax.jit(lambda batch: token_hits(s.model, s.params, s.spectrum, batch, chunk=chunk))
+  hit_BL = np.asarray(run({**batch, 'targets': jnp.asarray(told_BL)}))
+  counted_BL = (told_BL >= 0) & (np.asarray(batch['segments']) > 0)
+  np.testing.assert_array_equal(hit_BL, ~counted_BL | (told_BL == logits_BLV.argmax(-1)))
+  assert 0.4 < hit_BL[counted_BL].mean() < 0.9
+
+
+def test_what_has_no_logits_is_neither_right_nor_wrong():
+  s = small()
+  broken = jax.tree.map(lambda x: x * jnp.nan, s.params)
+  hit_BL = jax.jit(lambda p: token_hits(s.model, p, s.spectrum, hidden_targets()))(broken)
+  np.testing.assert_array_equal(np.isnan(hit_BL), counted(hidden_targets()))

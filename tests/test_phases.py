@@ -27,6 +27,7 @@ from posjax import data, loading, metrics, phases
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
 from posjax.decoder import as_trained, build
+from posjax.loss import token_losses
 from posjax.training import make_schedule
 
 YARN = {'name': 'yarn', 'factor': 8.0}
@@ -274,7 +275,10 @@ def test_positions_are_skipped_in_training_only(straight):
   batch = next(data.Stream(text, length=64, batch=2, seed=0))
   run = loading.load(straight)
   ran = [dataclasses.replace(run, config=one, model=build(one)) for one in (long, pose)]
-  read = [evaluation.make_losses(one)(as_trained(one.model, one.config), batch) for one in ran]
+  read = [
+    evaluation.make_scorer(one, token_losses)(as_trained(one.model, one.config), batch)[0]
+    for one in ran
+  ]
   np.testing.assert_array_equal(*read)
 
 

@@ -1,7 +1,8 @@
 """Every key of an evaluation, with its unit and its reason. Others state only what they change.
 
-Every length and every recipe scores the same targets: the first span x longest length of each
-document. Cost: about `overlap` x `tokens` tokens through the model, per length and recipe.
+On text every length and every recipe scores the same targets: the first span x longest length of
+each document. Cost: about `overlap` x `tokens` tokens through the model, per length and recipe. On
+a task every recipe answers the same examples.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +26,12 @@ def get_config(variant: str = '') -> ConfigDict:
   # `python -m posjax.fit` has found, `by` one of its methods; `label` is what a reader calls it.
   config.recipes = ({'name': 'none'},)
 
+  # Data other than those that the run was trained on, as in configs/base.py; None takes its own, of
+  # which data.task and data.size change what they name. With a task lengths are its sizes.
+  config.data = ConfigDict({'name': None, 'task': {}, 'size': None})
+  config.examples = 200  # with a task: of each size and depth; 200 tell 0.95 from 0.99
+  config.depths = ()  # with a needle: where it lies, from 0 (first) to 1 (last); () draws it
+
   config.span = 2.0  # targets of each document, in longest lengths; with 1 the longest window would
   # have nowhere to slide. Documents with fewer are left out, and counted
   config.overlap = 2  # sliding windows that see each token: the stride is length / overlap. With 2,
@@ -46,4 +53,5 @@ def experiment(config: ConfigDict, variant: str) -> ConfigDict:
     config.tokens = 1024
     config.batch_tokens = 256
     config.samples = 100
+    config.examples = 8
   return config

@@ -83,12 +83,18 @@ def load(workdir: str | Path) -> Trained:
   """Raises ValueError if `workdir` holds no run, or no whole checkpoint."""
   loaded = loading.load(workdir)
   data_config, tokenizer = loaded.config.data, data.load_tokenizer(loaded.workdir)
+  documents = data.load(data_config, data_config.validation_split, tokenizer)
+  if isinstance(documents, data.Examples):
+    raise ValueError(
+      f"The run in '{workdir}' was trained on '{data_config.name}', and the atlas draws what is "
+      'attended to on text. Name the --workdir of a run on text.'
+    )
   return Trained(
     name=loaded.workdir.resolve().name,
     config=loaded.config,
     model=loaded.model,
     params=loaded.params,
-    documents=data.load(data_config, data_config.validation_split, tokenizer),
+    documents=documents,
   )
 
 

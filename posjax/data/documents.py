@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from posjax.data import sotu, text, tfds
+from posjax.data import sotu, tasks, text, tfds
 from posjax.data.tokenizers import Tokenizer
 
 FORMAT = 1  # of the cache file; part of its key
@@ -51,8 +51,9 @@ class Documents:
     return self.tokens[self.offsets[index]:self.offsets[index + 1]].astype(np.int32)
 
 
-def load(data, split: str, tokenizer: Tokenizer) -> Documents:
-  """Returns the documents of a split of `config.data`, from the cache or by making it.
+def load(data, split: str, tokenizer: Tokenizer) -> Documents | tasks.Examples:
+  """Returns the documents of a split of `config.data`, from the cache or by making it; of a task,
+  which has neither splits nor caches, its examples.
 
   The cache is in data.cache_dir, or $POSJAX_CACHE, or ~/.cache/posjax. Its key is what
   identifies the source (the embedded file's sha256; paths, sizes and times of change of others)
@@ -60,6 +61,8 @@ def load(data, split: str, tokenizer: Tokenizer) -> Documents:
 
   Raises ValueError for a source that is missing, empty or not text, OSError for a full disk.
   """
+  if data.name.startswith('task:'):
+    return read_task(data, tokenizer)
   source = find_source(data.name)
   cache_dir = pathlib.Path(
       data.cache_dir or os.environ.get('POSJAX_CACHE') or '~/.cache/posjax').expanduser()
@@ -74,6 +77,17 @@ def load(data, split: str, tokenizer: Tokenizer) -> Documents:
   return documents
 
 
+def read_task(data, tokenizer: Tokenizer) -> tasks.Examples:
+  """Returns the examples of data.name = 'task:NAME', with the settings of `data.task`."""
+  task = tasks.make(data.name.removeprefix('task:'), **data.task)
+  if task.vocabulary > tokenizer.vocabulary:
+    raise ValueError(
+        f'{task} has ids up to {task.vocabulary - 1}, but the tokenizer has '
+        f'{tokenizer.vocabulary}. Lower --config.data.task.symbols by '
+        f'{task.vocabulary - tokenizer.vocabulary}, or use a --config.data.tokenizer of more ids.')
+  return tasks.Examples(task=task, size=data.size)
+
+
 def find_source(name: str):
   """Returns the module that reads `data.name`."""
   if name.startswith('tfds:'):
@@ -81,7 +95,7 @@ def find_source(name: str):
   sources = {'sotu': sotu, 'text': text}
   if name not in sources:
     raise ValueError(f"There is no data '{name}'. Set --config.data.name to 'sotu' (embedded), "
-                     "'text' (your files) or 'tfds:NAME[/CONFIG]'.")
+                     "'text' (your files), 'tfds:NAME[/CONFIG]' or 'task:NAME'.")
   return sources[name]
 
 

@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from posjax.data.documents import Documents
+from posjax.data.tasks import Examples, Lessons
 
 POSITIONS = ('context', 'document')
 
@@ -127,7 +128,7 @@ class Stream(Iterator[dict[str, np.ndarray]]):
   Raises ValueError where the numbers do not fit together.
   """
 
-  def __init__(self, documents: Documents, *, length: int, batch: int, seed: int,
+  def __init__(self, documents: Documents | Examples, *, length: int, batch: int, seed: int,
                positions: str = 'context', host: int = 0, hosts: int = 1, threads: int = 2,
                start_step: int = 0, begin: tuple[int, int] = (0, 0), steps: int | None = None):
     if positions not in POSITIONS:
@@ -138,7 +139,8 @@ class Stream(Iterator[dict[str, np.ndarray]]):
                        f'{batch} rows. Set --config.train.batch to a multiple of {hosts}.')
     if seed < 0:
       raise ValueError(f'The seed {seed} is negative. Use --config.seed >= 0.')
-    self._batches = Batches(documents, length=length, batch=batch, seed=seed, positions=positions,
+    batches = Lessons if isinstance(documents, Examples) else Batches
+    self._batches = batches(documents, length=length, batch=batch, seed=seed, positions=positions,
                             host=host, hosts=hosts, begin=begin, steps=steps)
     if self._batches.rows < batch:
       raise ValueError(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from posjax.report.drawing import frame, label_ends, look, mark_trained, save, styled
 from posjax.report.pages import document, fold, html_facts, html_notes, html_table
 from posjax.report.plots import draw_band, draw_bars, position_ticks, until, visible
-from posjax.report.tables import refusals
+from posjax.report.tables import markdown_table, refusals
 
 SIZE = {'figure.figsize': (7.2, 4.4)}  # inches: as wide as a README, so that names are as its text
 
@@ -109,14 +109,8 @@ def ranked(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def markdown(results: Mapping[str, Any]) -> str:
   """The table in Markdown, aligned, so that a terminal can show it, too; notes below it."""
-  lines = [header(results), *cells(results)]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-  rows = []
-  for words in (lines[0], rule, *lines[1:]):
-    sides = [words[0].ljust(widths[0]), *map(str.rjust, words[1:], widths[1:])]
-    rows.append(f'| {" | ".join(sides)} |')
-  return '\n'.join([*rows, '', *(f'- {note}' for note in notes(results)), ''])
+  table = markdown_table(header(results), cells(results))
+  return '\n'.join([table, '', *(f'- {note}' for note in notes(results)), ''])
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:

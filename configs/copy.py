@@ -1,0 +1,28 @@
+"""Copies strings of up to 31 symbols, and is asked for up to 124: length generalisation.
+
+  python train.py --config=configs/copy.py --workdir=runs/copy
+  python train.py --config=configs/copy.py --config.data.name=task:addition --workdir=runs/addition
+
+Other tasks (posjax/data/tasks/) and schemes by `--config.data.name` and `--config.position`.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ''):
+  config = base.get_config()
+  config.position = {'name': 'rope', 'theta': 10_000.0}
+  config.model.width = 128
+  config.model.layers = 4
+  config.model.heads = 4
+  config.model.kv_heads = 4
+  config.model.mlp_width = 352
+  config.data.name = 'task:copy'
+  config.train.length = 64
+  config.train.batch = 64
+  config.train.steps = 1000
+  config.eval = 'configs/eval/generalize.py'
+  config = base.experiment(config, variant)
+  if variant == 'smoke':
+    config.train.batch = 32  # of four answers six steps would learn nothing
+  return config
