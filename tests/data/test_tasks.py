@@ -347,6 +347,14 @@ def test_a_restored_stream_goes_on_bit_by_bit():
   assert_equal(take(resumed, 5), whole[4:])
 
 
+def test_a_later_phase_goes_on_with_the_examples_that_the_one_before_left():
+  whole, first = take(stream(), 5), stream(steps=3)
+  assert_equal(take(first, 3), whole[:3])
+  assert_equal(take(stream(begin=first.end()), 2), whole[3:])
+  other = stream(begin=first.end(), batch=2 * STREAM['batch'], steps=1)
+  assert other.end() == (0, 5 * STREAM['batch'])
+
+
 @pytest.mark.parametrize(
   'examples',
   [Examples(task=make('reverse')), Examples(task=make('copy', symbols=31)),
