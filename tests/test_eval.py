@@ -36,7 +36,7 @@ def compilations(caplog) -> int:
 
 def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, capsys, caplog):
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
-    evaluate(rope, EXTEND, '--eval.multiples=(1, 2)')
+    evaluate(rope, EXTEND, '--eval.multiples=(1, 2)', '--eval.repeat=2')
   assert compilations(caplog) == 2  # one per length, of four recipes each
   out = capsys.readouterr().out
   for recipe in ('none', 'linear', 'ntk', 'yarn'):
@@ -53,7 +53,9 @@ def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, cap
   assert all(0 < row['loss'] < 2 * math.log(256) for row in rows.values())
 
   pictures = sorted(path.name for path in (rope / 'evaluation').glob('*.png'))
-  assert pictures == ['extend-gains.png', 'extend-lengths.png', 'extend-positions.png']
+  assert pictures == [
+    f'extend-{kind}.png' for kind in ('distances', 'gains', 'lengths', 'positions')
+  ]
   for picture in pictures:
     assert (rope / 'evaluation' / picture).read_bytes().startswith(b'\x89PNG')
   page = (rope / 'report.html').read_text()
