@@ -2,12 +2,13 @@
 
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
+  python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from posjax import cli, data, metrics, report, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
-from posjax.evaluation import evaluate
+from posjax.evaluation import attention, evaluate
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded
@@ -43,7 +44,8 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
 
   A run of phases is read as its last one was trained.
 
-  settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate).
+  settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate of losses,
+  posjax.evaluation.attention.evaluate of attention). Raises ValueError for an unknown measure.
   """
   loaded = load_run(workdir)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
@@ -51,20 +53,23 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
   settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)
   tokenizer = data.load_tokenizer(workdir)
   documents = data.load(config.data, config.data.validation_split, tokenizer)
-  losses = make_losses(loaded)
 
   def spectrum_of(recipe: dict, length: int):
     return extended(model, config, recipe, length)
 
-  facts = run.revision()
-  results = evaluate(
-    losses,
-    spectrum_of,
-    documents,
-    settings,
-    trained_length=config.train.length,
-    facts=facts | {'scheme': label(config)},
-  )
+  given = {
+    'trained_length': config.train.length,
+    'facts': run.revision() | {'scheme': label(config)},
+  }
+  if settings.measure == 'attention':
+    look = lambda *args, chunk, **kw: attention.look(*args, sinks=settings.sinks, **kw)
+    numbers = make_scorer(loaded, look)
+    results = attention.evaluate(numbers, spectrum_of, documents, settings, **given)
+  elif settings.measure == 'loss':
+    losses = make_scorer(loaded, lambda *args, **kw: token_losses(*args, **kw)[0])
+    results = evaluate(losses, spectrum_of, documents, settings, **given)
+  else:
+    raise ValueError(f"No measure '{settings.measure}'. Use --eval.measure=loss or attention.")
   if jax.process_index() == 0:
     print(report.table(results))
     path = report.write(workdir, results, metrics.read(workdir), loaded.experiment)
@@ -90,26 +95,27 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   return extend(model.spectrum(), **recipe)
 
 
-def make_losses(loaded: Loaded):
-  """losses(spectrum, batch) -> loss_BL of the run's checkpoint; one compilation per batch shape."""
+def make_scorer(loaded: Loaded, measure: Callable):
+  """scores(spectrum, batch) -> what `measure`, which is called as posjax.loss's functions are, says
+  of the run's checkpoint: arrays [B, ...]. One compilation per batch shape."""
   config, model, mesh = loaded.config, loaded.model, loaded.mesh
   whole = sharding.replicated(mesh)
   sampler = sampling.make(**config.sampling).evaluation
 
-  def loss(params, spectrum, batch):
+  def score(params, spectrum, batch):
     positions_BL = sampler(jax.random.key(config.seed), batch['positions'])
-    return token_losses(
+    return measure(
       model,
       params,
       spectrum,
       batch | {'positions': positions_BL},
       chunk=config.train.loss_chunk,
       contiguous=sampler == sampling.PLAIN,
-    )[0]
+    )
 
-  jitted = jax.jit(loss, out_shardings=whole)
+  jitted = jax.jit(score, out_shardings=whole)
 
-  def losses(spectrum, batch):
+  def scores(spectrum, batch):
     rows, length = batch['tokens'].shape
     check_length(model, spectrum, sampler.reach(length))
     parts = mesh.shape['data'] * mesh.shape['fsdp']
@@ -117,7 +123,7 @@ def make_losses(loaded: Loaded):
     batch = {name: jax.device_put(x, place) for name, x in batch.items()}
     return jitted(loaded.params, jax.tree.map(jnp.float32, spectrum), batch)
 
-  return losses
+  return scores
 
 
 if __name__ == '__main__':

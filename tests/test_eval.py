@@ -30,8 +30,8 @@ def evaluate(workdir, *words):
 
 
 def compilations(caplog) -> int:
-  """How many programs named `loss` were compiled since jax.log_compiles was entered."""
-  return sum(message.startswith('Compiling jit(loss)') for message in caplog.messages)
+  """How many programs named `score` were compiled since jax.log_compiles was entered."""
+  return sum(message.startswith('Compiling jit(score)') for message in caplog.messages)
 
 
 def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, capsys, caplog):
@@ -89,6 +89,25 @@ def test_dynamic_methods_are_reported_in_both_modes(rope):
   assert len({loss[128, name] for name in results['recipes']}) == 5
 
 
+def test_attention_of_all_heads_becomes_a_table_json_a_picture_and_a_part_of_the_page(
+  rope, capsys, caplog
+):
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    evaluate(rope, '--eval=configs/eval/attention.py:smoke')
+  assert compilations(caplog) == 2  # one per length, of three recipes each
+  out = capsys.readouterr().out
+  assert 'trained 32  none        1  ' in out and '       128  yarn        2  ' in out
+  results = json.loads((rope / 'evaluation' / 'attention.json').read_text())
+  heads = {(r['length'], r['recipe']): r for r in results['rows']}
+  assert len(heads) == 6 and not results['refused']
+  assert heads[32, 'none']['distance'] == heads[32, 'yarn']['distance']  # the identity, there
+  assert heads[128, 'none']['distance'] != heads[128, 'yarn']['distance']
+  assert np.shape(heads[128, 'none']['sink']) == (2, 4)
+  assert (rope / 'evaluation' / 'attention-heads.png').read_bytes().startswith(b'\x89PNG')
+  page = (rope / 'report.html').read_text()
+  assert 'Evaluation: attention' in page and 'sink mass' in page
+
+
 def test_what_a_scheme_cannot_do_is_reported_as_refused_with_the_reason(tmp_path, capsys):
   train_here(tmp_path / 'run', 'train.steps=3', config='configs/learned.py:smoke')
   evaluate(tmp_path / 'run', EXTEND, '--eval.multiples=(1, 2)')
@@ -123,6 +142,8 @@ def test_what_cannot_be_evaluated_is_refused_with_the_way_out(rope, tmp_path):
     evaluate(tmp_path, EXTEND)
   with pytest.raises(ValueError, match=r"No key 'multiple' .*Did you mean 'multiples'"):
     evaluate(rope, EXTEND, '--eval.multiple=(1,)')
+  with pytest.raises(ValueError, match=r"No measure 'entropy'. Use --eval.measure=loss or atten"):
+    evaluate(rope, EXTEND, '--eval.measure=entropy')
   with pytest.raises(ValueError, match=r"No config file '.*extent.py'. Did you mean '.*extend.py'"):
     evaluate(rope, '--eval=configs/eval/extent.py')
   with pytest.raises(ValueError, match=r'longest has \d+\. .* lower `multiples`'):

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from posjax import report
+from posjax.report.attention import plot_heads
 from posjax.report.drawing import INK, look, spread, styled
 from posjax.report.plots import plot_distances, plot_lengths, plot_positions
 from posjax.report.tables import HEADER
@@ -100,6 +101,47 @@ def test_what_is_never_repeated_stands_behind_the_distances():
                        key=lambda line: -len(line.get_xdata()))  # fmt: skip
   assert near.get_xdata().tolist() == [16, 128, 512] and never.get_ydata().tolist() == [3.0]
   assert never.get_xdata()[0] > 512
+
+
+def heads(length, recipe, **changes):
+  numbers = {name: [[0.25, 0.75], [0.5, 0.5]] for name in ('entropy', 'spread', 'sink')}
+  distance = [[10.0, 20.0], [length / 2, 30.0]]
+  row = {'length': length, 'recipe': recipe, 'factor': None, 'windows': 8, 'distance': distance}
+  return {**row, **numbers, **changes}
+
+
+def seen(**changes):
+  return {
+    'name': 'attention', 'measure': 'attention', 'recipes': ['none', 'yarn'],
+    'trained_length': 256, 'lengths': [256, 512], 'sinks': 4, 'documents': 4, 'short_documents': 3,
+    'rows': [heads(256, 'none'), heads(256, 'yarn'), heads(512, 'yarn')],
+    'refused': [{'recipe': 'none', 'length': 512, 'reason': 'Too far.'}], 'seconds': 1.0,
+    'facts': {}, **changes,
+  }  # fmt: skip
+
+
+def test_the_table_of_attention_has_a_line_per_layer_and_says_what_it_averages():
+  text = report.table(seen())
+  assert max(map(len, text.splitlines())) <= 100
+  assert 'none          1    15.0 (10.0–20.0)  0.50 (0.25–0.75)        0.50  0.500 (0.250' in text
+  assert 'yarn          2  143.0 (30.0–256.0)  0.50 (0.50–0.50)        0.50  0.500 (0.500' in text
+  assert '        512  none    refused\n' in text
+  assert 'none is refused at 512: Too far.' in text
+  said = ' '.join(text.split())
+  assert 'first 4 tokens of the window' in said and 'past the first quarter' in said
+  assert 'first token of the window' in ' '.join(report.table(seen(sinks=1)).split())
+
+
+def test_heads_are_drawn_at_the_longest_length_on_one_scale_for_all_recipes(tmp_path):
+  with styled():
+    figure = plot_heads(seen(rows=[heads(256, 'none'), heads(512, 'none'), heads(512, 'yarn')]))
+  assert figure.get_suptitle().endswith('512 tokens')
+  maps = [axes.collections[0] for axes in figure.axes[:6]]
+  assert [image.get_clim() for image in maps] == [(0, 256), (0, 1), (0, 1)] * 2
+  assert maps[0].get_array().ravel().tolist() == [10, 20, 256, 30]
+  page = report.write(tmp_path, seen(), METRICS, CONFIG).read_text()
+  assert page.count('<svg') == 2 and '<image' not in page
+  assert (tmp_path / 'evaluation' / 'attention-heads.png').exists()
 
 
 def test_a_text_without_repeats_has_no_picture_of_them():

@@ -5,12 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posjax.report import attention, plots, tables
 from posjax.report.drawing import save, styled
 from posjax.report.pages import page
-from posjax.report.plots import PLOTS, plot_training
-from posjax.report.tables import table
 
 __all__ = ['table', 'write']
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """Returns the evaluation as aligned text for a terminal of 100 columns."""
+  return tables.aligned(f'Evaluation {results["name"]}', *words(results))
+
+
+def words(results: Mapping[str, Any]) -> tuple:
+  """Returns header, lines and notes of an evaluation's table: of attention, or of text."""
+  if 'measure' in results:
+    return attention.HEADER, attention.cells(results), attention.notes(results)
+  return tables.HEADER, tables.cells(results), tables.notes(results)
 
 
 def write(
@@ -21,9 +32,10 @@ def write(
 ) -> Path:
   """Writes everything a person wants to see of a run, and returns the page's path.
 
-  `results` of posjax.evaluation.evaluate goes to evaluation/<name>.json, each picture to a PNG
-  beside it; None only renews the page. The page shows every evaluation that lies in the directory,
-  the training curve from `metrics` (dicts with `step` and `loss`) and `config`.
+  `results` of posjax.evaluation (`evaluate`, or `attention.evaluate`) goes to
+  evaluation/<name>.json, each picture to a PNG beside it; None only renews the page. The page shows
+  every evaluation that lies in the directory, the training curve from `metrics` (dicts with `step`
+  and `loss`) and `config`.
   """
   workdir = Path(workdir)
   folder = workdir / 'evaluation'
@@ -39,11 +51,13 @@ def write(
   with styled():
     for evaluation in evaluations:
       name = evaluation['name']
-      for kind, plot in PLOTS.items():
+      kinds = attention.PLOTS if 'measure' in evaluation else plots.PLOTS
+      for kind, plot in kinds.items():
         if figure := plot(evaluation):
           pictures[name, kind] = save(figure, folder / f'{name}-{kind}.png')
-    if figure := plot_training(metrics):
+    if figure := plots.plot_training(metrics):
       pictures['training'] = save(figure, workdir / 'training.png')
+  told = [(evaluation, words(evaluation)) for evaluation in evaluations]
   path = workdir / 'report.html'
-  path.write_text(page(workdir.resolve().name, evaluations, pictures, config))
+  path.write_text(page(workdir.resolve().name, told, pictures, config))
   return path

@@ -5,8 +5,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from posjax.report.tables import HEADER, cells, notes
-
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -45,15 +43,18 @@ PAGE = """<!doctype html>
 """
 
 
-def page(title: str, evaluations: list[Mapping], pictures: Mapping, config: Any) -> str:
-  """The page of a run: per evaluation its table, pictures and facts, then training and config."""
+def page(title: str, evaluations: Sequence[tuple], pictures: Mapping, config: Any) -> str:
+  """The page of a run: per evaluation its table, pictures and facts, then training and config.
+
+  evaluations: pairs of results and their words: header, lines and notes.
+  """
   parts = []
-  for evaluation in evaluations:
+  for evaluation, (header, lines, notes) in evaluations:
     facts = {**evaluation['facts'], 'seconds': f'{evaluation["seconds"]:.1f}, evaluation alone'}
     parts += [
       f'<h2>Evaluation: {html.escape(evaluation["name"])}</h2>',
-      html_table(HEADER, cells(evaluation), text='recipe'),
-      html_notes(notes(evaluation)),
+      html_table(header, lines, text='recipe'),
+      html_notes(notes),
       *(svg for key, svg in pictures.items() if key[0] == evaluation['name']),
       html_facts(facts),
     ]

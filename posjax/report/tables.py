@@ -1,7 +1,7 @@
-"""An evaluation as text: the lines of its table, and what a reader must know of them."""
+"""An evaluation of text as text: the lines of its table, and what a reader must know of them."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 HEADER = (
@@ -68,19 +68,23 @@ def refusals(refused: Iterable[tuple[str, int, str]]) -> list[str]:
   ]
 
 
-def table(results: Mapping[str, Any]) -> str:
-  """Returns the evaluation as aligned text for a terminal of 100 columns."""
-  lines = [HEADER, *cells(results)]
+def aligned(
+  title: str, header: Sequence[str], lines: Sequence[Sequence[str]], notes: Iterable[str]
+) -> str:
+  """Returns a table for a terminal of 100 columns. The column 'recipe' is set to the left; an empty
+  line parts lines that begin differently, if some begin alike."""
+  lines = [header, *lines]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text, size = [f'Evaluation {results["name"]}', ''], HEADER[0]
+  several = len({line[0] for line in lines[1:]}) < len(lines) - 1
+  text, begins = [title, ''], header[0]
   for line in lines:
-    if line[0] != size and (len(results['recipes']) > 1 or size == HEADER[0]):
-      text.append('')  # between lengths
-    size = line[0]
+    if line[0] != begins and (several or begins == header[0]):
+      text.append('')
+    begins = line[0]
     text.append(
       '  '.join(
         cell.ljust(width) if name == 'recipe' else cell.rjust(width)
-        for name, cell, width in zip(HEADER, line, widths, strict=True)
+        for name, cell, width in zip(header, line, widths, strict=True)
       ).rstrip()
     )
-  return '\n'.join([*text, '', *(textwrap.fill(note, 100) for note in notes(results)), ''])
+  return '\n'.join([*text, '', *(textwrap.fill(note, 100) for note in notes), ''])
