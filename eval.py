@@ -3,6 +3,7 @@
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
   python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
+  python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from posjax import cli, data, metrics, report, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
-from posjax.evaluation import evaluate, tasks
+from posjax.evaluation import attention, evaluate, tasks
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded
@@ -44,8 +45,9 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
 
   A run of phases is read as its last one was trained.
 
-  settings: configs/eval/base.py. Returns what was measured (posjax.evaluation.evaluate of text,
-  posjax.evaluation.tasks.evaluate of a task).
+  settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
+  posjax.evaluation.tasks.evaluate of a task, posjax.evaluation.attention.evaluate of attention.
+  Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
   loaded = load_run(workdir)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
@@ -62,10 +64,21 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     'trained_length': config.train.length,
     'facts': run.revision() | {'scheme': label(config)},
   }
+  if settings.measure not in ('loss', 'attention'):
+    raise ValueError(f"No measure '{settings.measure}'. Use --eval.measure=loss or attention.")
   if isinstance(documents, data.Examples):
+    if settings.measure != 'loss':
+      raise ValueError(
+        f"Attention is measured on text, and the run in '{workdir}' was trained on "
+        f"'{source.name}'. Name text, too: --eval.data.name=sotu."
+      )
     hits = make_scorer(loaded, token_hits)
     given['trained_size'] = documents.largest(config.train.length)
     results = tasks.evaluate(hits, spectrum_of, documents.task, settings, **given)
+  elif settings.measure == 'attention':
+    look = lambda *args, chunk, **kw: attention.look(*args, sinks=settings.sinks, **kw)
+    numbers = make_scorer(loaded, look)
+    results = attention.evaluate(numbers, spectrum_of, documents, settings, **given)
   else:
     losses = make_scorer(loaded, lambda *args, **kw: token_losses(*args, **kw)[0])
     results = evaluate(losses, spectrum_of, documents, settings, **given)
@@ -106,8 +119,8 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
 
 
 def make_scorer(loaded: Loaded, measure: Callable):
-  """scores(spectrum, batch) -> what `measure` of posjax.loss says of the run's checkpoint, [B, L].
-  One compilation per batch shape."""
+  """scores(spectrum, batch) -> what `measure`, which is called as posjax.loss's functions are, says
+  of the run's checkpoint: arrays [B, ...]. One compilation per batch shape."""
   config, model, mesh = loaded.config, loaded.model, loaded.mesh
   whole = sharding.replicated(mesh)
   sampler = sampling.make(**config.sampling).evaluation

@@ -62,6 +62,12 @@ class Layer:
       self, scheme=scheme, mask=dataclasses.replace(self.mask, **far.mask)
     )
 
+  def short_rows(self, vectors_BL, past_BL, rows_B: Rows):
+    """Each segment after its memory (posjax/recurrence.py): vectors and rows [X, W, ...]."""
+    return recurrence.short_rows(
+      vectors_BL, past_BL, rows_B, segment=self.segment, memory=self.memory
+    )
+
   @property
   def unknown(self) -> str | None:
     """What no fused kernel knows of."""
@@ -134,21 +140,11 @@ def position_and_attend(
   choice = choose_form(form, layer, position, x_BLD[0], q_BLHK[0], k_BLGK[0], packed=packed)
   layer = layer.under(spectrum, scale)
   scheme = layer.scheme
-  x_XWD, q_XWHK, k_XWGK, v_XWGV, rows_X = x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B
-  if past is not None:
-    # Hooks see short rows: whatever they sum up along a row must not reach into the past.
-    own = x_BLD, q_BLHK, k_BLGK, v_BLGV
-    (x_XWD, q_XWHK, k_XWGK, v_XWGV), rows_X = recurrence.short_rows(
-      own, past, rows_B, segment=layer.segment, memory=layer.memory
-    )
-  one = lambda x_LD, q_LHK, k_LGK, rows: encoded(
-    scheme, position, x_LD, q_LHK, k_LGK, rows, scale, columns=choice.fused and scheme.scores
-  )
-  batched = jax.vmap(one, in_axes=(0, 0, 0, rows_X.axes))
-  q_XLHK, k_XWGK, *both = batched(x_XWD, q_XWHK, k_XWGK, rows_X)
-  query_X, key_X = (dataclasses.replace(rows, index_L=rows_X.index_L) for rows in both)
-  if past is not None:
-    q_XLHK, query_X = recurrence.queries(q_XLHK, query_X, memory=layer.memory)
+  q_XLHK, k_XWGK, query_X, key_X = positioned(
+    layer, position, x_BLD, q_BLHK, k_BLGK, rows_B, past and past[:3],
+    columns=choice.fused and scheme.scores,
+  )  # fmt: skip
+  v_XWGV = v_BLGV if past is None else layer.short_rows(v_BLGV, past[3], rows_B)[0]
   logits = Logits(scale=scale, mask=layer.mask)
   if not choice.fused:
     logits = scored(logits, scheme)
@@ -164,6 +160,29 @@ def position_and_attend(
     choice.form,
   )
   return out_XLHV if past is None else recurrence.whole(out_XLHV, *q_BLHK.shape[:2])
+
+
+def positioned(
+  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, rows_B: Rows, past=None, *, columns: bool
+):
+  """Queries and keys after a scheme's hooks, and their rows: q_XLHK, k_XWGK, query_X, key_X.
+
+  layer: as `Layer.under` its extension. past: x, q and k, as of `position_and_attend`.
+  """
+  scale = q_BLHK.shape[-1] ** -0.5
+  vectors, rows_X = (x_BLD, q_BLHK, k_BLGK), rows_B
+  if past is not None:
+    # Hooks see short rows: whatever they sum up along a row must not reach into the past.
+    vectors, rows_X = layer.short_rows(vectors, past, rows_B)
+  one = lambda x_LD, q_LHK, k_LGK, rows: encoded(
+    layer.scheme, position, x_LD, q_LHK, k_LGK, rows, scale, columns=columns
+  )
+  batched = jax.vmap(one, in_axes=(0, 0, 0, rows_X.axes))
+  q_XLHK, k_XWGK, *both = batched(*vectors, rows_X)
+  query_X, key_X = (dataclasses.replace(rows, index_L=rows_X.index_L) for rows in both)
+  if past is not None:
+    q_XLHK, query_X = recurrence.queries(q_XLHK, query_X, memory=layer.memory)
+  return q_XLHK, k_XWGK, query_X, key_X
 
 
 def scored(logits: Logits, scheme: Scheme) -> Logits:

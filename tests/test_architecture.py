@@ -36,6 +36,7 @@ MAY_IMPORT = {
   'posjax.moe': 'linear norm',
   'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '
   'sampling',
+  'posjax.layers': 'decoder',
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
   'posjax.cost': 'attend attention decoder',

@@ -20,6 +20,7 @@ from posjax.attend import Logits, Mask, Rows, Tile, dense, tiled
 from posjax.attention import Layer, scored
 from posjax.config import load
 from posjax.decoder import Decoder, init_params
+from posjax.evaluation.attention import look
 from posjax.extension import METHODS, applicable, each, extend, takes
 from posjax.positions import Dims, Scheme
 
@@ -486,6 +487,16 @@ def largest(scheme, form):
 @pytest.mark.parametrize('name', NAMES)
 def test_no_array_grows_with_the_square_of_the_length_in_tiles(name):
   assert largest(make(name), 'tiled') < LONG**2
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_attention_is_seen_without_an_array_that_grows_with_the_square(name):
+  model = decoder(make(name), attention='tiled', length=LONG, layers=1)
+  count_BL = jnp.arange(LONG)[None]
+  batch = {'tokens': jnp.zeros((1, LONG), jnp.int32), 'positions': count_BL}
+  numbers = lambda params, spectrum: look(model, params, spectrum, batch, sinks=4, contiguous=True)
+  program = jax.make_jaxpr(numbers)(shapes_of(model), as_arrays(model.spectrum()))
+  assert max(np.prod(shape, dtype=int) for shape in arrays(program.jaxpr)) < LONG**2
 
 
 def test_in_the_definition_an_array_grows_with_the_square_of_the_length():

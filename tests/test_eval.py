@@ -36,7 +36,7 @@ def compilations(caplog) -> int:
 
 def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, capsys, caplog):
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
-    evaluate(rope, EXTEND, '--eval.multiples=(1, 2)')
+    evaluate(rope, EXTEND, '--eval.multiples=(1, 2)', '--eval.repeat=2')
   assert compilations(caplog) == 2  # one per length, of four recipes each
   out = capsys.readouterr().out
   for recipe in ('none', 'linear', 'ntk', 'yarn'):
@@ -53,7 +53,9 @@ def test_lengths_and_recipes_become_a_table_json_pictures_and_one_page(rope, cap
   assert all(0 < row['loss'] < 2 * math.log(256) for row in rows.values())
 
   pictures = sorted(path.name for path in (rope / 'evaluation').glob('*.png'))
-  assert pictures == ['extend-gains.png', 'extend-lengths.png', 'extend-positions.png']
+  assert pictures == [
+    f'extend-{kind}.png' for kind in ('distances', 'gains', 'lengths', 'positions')
+  ]
   for picture in pictures:
     assert (rope / 'evaluation' / picture).read_bytes().startswith(b'\x89PNG')
   page = (rope / 'report.html').read_text()
@@ -85,6 +87,25 @@ def test_dynamic_methods_are_reported_in_both_modes(rope):
   assert set(results['recipes']) == {*modes, 'none', 'yarn', 'dual_chunk'}
   assert len({loss[32, name] for name in (*modes, 'none', 'yarn')}) == 1  # within what was trained
   assert len({loss[128, name] for name in results['recipes']}) == 5
+
+
+def test_attention_of_all_heads_becomes_a_table_json_a_picture_and_a_part_of_the_page(
+  rope, capsys, caplog
+):
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    evaluate(rope, '--eval=configs/eval/attention.py:smoke')
+  assert compilations(caplog) == 2  # one per length, of three recipes each
+  out = capsys.readouterr().out
+  assert 'trained 32  none        1  ' in out and '       128  yarn        2  ' in out
+  results = json.loads((rope / 'evaluation' / 'attention.json').read_text())
+  heads = {(r['length'], r['recipe']): r for r in results['rows']}
+  assert len(heads) == 6 and not results['refused']
+  assert heads[32, 'none']['distance'] == heads[32, 'yarn']['distance']  # the identity, there
+  assert heads[128, 'none']['distance'] != heads[128, 'yarn']['distance']
+  assert np.shape(heads[128, 'none']['sink']) == (2, 4)
+  assert (rope / 'evaluation' / 'attention-heads.png').read_bytes().startswith(b'\x89PNG')
+  page = (rope / 'report.html').read_text()
+  assert 'Evaluation: attention' in page and 'sink mass' in page
 
 
 def test_what_a_scheme_cannot_do_is_reported_as_refused_with_the_reason(tmp_path, capsys):
@@ -121,6 +142,8 @@ def test_what_cannot_be_evaluated_is_refused_with_the_way_out(rope, tmp_path):
     evaluate(tmp_path, EXTEND)
   with pytest.raises(ValueError, match=r"No key 'multiple' .*Did you mean 'multiples'"):
     evaluate(rope, EXTEND, '--eval.multiple=(1,)')
+  with pytest.raises(ValueError, match=r"No measure 'entropy'. Use --eval.measure=loss or atten"):
+    evaluate(rope, EXTEND, '--eval.measure=entropy')
   with pytest.raises(ValueError, match=r"No config file '.*extent.py'. Did you mean '.*extend.py'"):
     evaluate(rope, '--eval=configs/eval/extent.py')
   with pytest.raises(ValueError, match=r'longest has \d+\. .* lower `multiples`'):

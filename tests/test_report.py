@@ -11,8 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from posjax import report
+from posjax.report.attention import plot_heads
 from posjax.report.drawing import INK, look, spread, styled
-from posjax.report.plots import plot_lengths, plot_positions
+from posjax.report.plots import plot_distances, plot_lengths, plot_positions
 from posjax.report.tables import HEADER
 
 
@@ -32,12 +33,15 @@ def make(name='extend', **changes):
     {'above': a, 'context': c, 'mean': 2.0, 'low': 1.9, 'high': 2.1, 'tokens': 40}
     for a, c in ((0, 64), (64, 256), (256, 512))
   ]
+  new = {'mean': 3.0, 'low': 2.9, 'high': 3.1, 'tokens': 900}
+  far = [{**new, 'above': d // 2, 'distance': d, 'mean': 0.5} for d in (16, 128, 512)]
   return {
     'name': name, 'recipes': ['none', 'yarn', 'ntk'], 'trained_length': 256,
     'lengths': [256, 512], 'overlap': 2, 'documents': 4, 'short_documents': 3, 'targets': 1024,
     'tokens': 4096, 'bytes_per_token': 1.0,
     'rows': rows('none') + rows('yarn', best=True),
     'positions': [{'recipe': 'none', 'length': 512, 'bins': bins}],
+    'distances': [{'recipe': 'none', 'length': 512, 'bins': far, 'new': new}], 'repeat': 8,
     'gains': [{'recipe': 'yarn', 'length': 512, 'mean': 0.25, 'low': 0.2, 'high': 0.3,
                'tokens': 9}],
     'refused': [{'recipe': 'ntk', 'length': n, 'reason': 'No <frequencies>. Use linear.'}
@@ -78,7 +82,7 @@ def test_one_document_has_no_interval_and_is_still_shown(tmp_path):
 
 def test_the_page_holds_all_pictures_and_asks_for_nothing_outside(tmp_path):
   page = report.write(tmp_path, make(), METRICS, CONFIG).read_text()
-  assert page.count('<svg') == page.count('</svg>') == 4
+  assert page.count('<svg') == page.count('</svg>') == 5
   assert not re.findall(r'<(?:script|link|img|iframe)\b|@import|url\((?!#)', page)
   assert all(target.startswith('#') for target in re.findall(r'(?:href|src)="([^"]*)"', page))
   assert 'No &lt;frequencies&gt;.' in page and '<frequencies>' not in page
@@ -87,13 +91,71 @@ def test_the_page_holds_all_pictures_and_asks_for_nothing_outside(tmp_path):
   assert INK not in page.split('</style>')[1]  # pictures take the page's ink: dark mode
 
 
+def test_what_is_never_repeated_stands_behind_the_distances():
+  with styled():
+    axes = plot_distances(make()).axes[0]
+  assert [t.get_text().split('\n')[0] for t in axes.get_xticklabels()] == [
+    '1', '4', '16', '64', '256', '512', 'never',
+  ]  # fmt: skip
+  near, never = sorted((line for line in axes.get_lines() if len(line.get_xdata()) in (1, 3)),
+                       key=lambda line: -len(line.get_xdata()))  # fmt: skip
+  assert near.get_xdata().tolist() == [16, 128, 512] and never.get_ydata().tolist() == [3.0]
+  assert never.get_xdata()[0] > 512
+
+
+def heads(length, recipe, **changes):
+  numbers = {name: [[0.25, 0.75], [0.5, 0.5]] for name in ('entropy', 'spread', 'sink')}
+  distance = [[10.0, 20.0], [length / 2, 30.0]]
+  row = {'length': length, 'recipe': recipe, 'factor': None, 'windows': 8, 'distance': distance}
+  return {**row, **numbers, **changes}
+
+
+def seen(**changes):
+  return {
+    'name': 'attention', 'measure': 'attention', 'recipes': ['none', 'yarn'],
+    'trained_length': 256, 'lengths': [256, 512], 'sinks': 4, 'documents': 4, 'short_documents': 3,
+    'rows': [heads(256, 'none'), heads(256, 'yarn'), heads(512, 'yarn')],
+    'refused': [{'recipe': 'none', 'length': 512, 'reason': 'Too far.'}], 'seconds': 1.0,
+    'facts': {}, **changes,
+  }  # fmt: skip
+
+
+def test_the_table_of_attention_has_a_line_per_layer_and_says_what_it_averages():
+  text = report.table(seen())
+  assert max(map(len, text.splitlines())) <= 100
+  assert 'none          1    15.0 (10.0–20.0)  0.50 (0.25–0.75)        0.50  0.500 (0.250' in text
+  assert 'yarn          2  143.0 (30.0–256.0)  0.50 (0.50–0.50)        0.50  0.500 (0.500' in text
+  assert '        512  none    refused\n' in text
+  assert 'none is refused at 512: Too far.' in text
+  said = ' '.join(text.split())
+  assert 'first 4 tokens of the window' in said and 'past the first quarter' in said
+  assert 'first token of the window' in ' '.join(report.table(seen(sinks=1)).split())
+
+
+def test_heads_are_drawn_at_the_longest_length_on_one_scale_for_all_recipes(tmp_path):
+  with styled():
+    figure = plot_heads(seen(rows=[heads(256, 'none'), heads(512, 'none'), heads(512, 'yarn')]))
+  assert figure.get_suptitle().endswith('512 tokens')
+  maps = [axes.collections[0] for axes in figure.axes[:6]]
+  assert [image.get_clim() for image in maps] == [(0, 256), (0, 1), (0, 1)] * 2
+  assert maps[0].get_array().ravel().tolist() == [10, 20, 256, 30]
+  page = report.write(tmp_path, seen(), METRICS, CONFIG).read_text()
+  assert page.count('<svg') == 2 and '<image' not in page
+  assert (tmp_path / 'evaluation' / 'attention-heads.png').exists()
+
+
+def test_a_text_without_repeats_has_no_picture_of_them():
+  none = [{'recipe': 'none', 'length': 512, 'bins': [], 'new': None}]
+  assert plot_distances(make(distances=none)) is None
+
+
 def test_evaluations_of_one_run_stand_side_by_side(tmp_path):
   report.write(tmp_path, make('lengths'), METRICS, CONFIG)
   page = report.write(tmp_path, make('extend'), METRICS, CONFIG).read_text()
   assert 'Evaluation: lengths' in page and 'Evaluation: extend' in page
   assert {path.name for path in (tmp_path / 'evaluation').iterdir()} == {
     f'{name}{end}' for name in ('lengths', 'extend')
-    for end in ('.json', '-lengths.png', '-positions.png', '-gains.png')
+    for end in ('.json', '-lengths.png', '-positions.png', '-distances.png', '-gains.png')
   }  # fmt: skip
   assert (tmp_path / 'training.png').read_bytes().startswith(b'\x89PNG')
   stored = json.loads((tmp_path / 'evaluation' / 'extend.json').read_text())

@@ -18,6 +18,8 @@ def get_config(variant: str = '') -> ConfigDict:
 
   config.name = 'base'  # of the files in the run directory; another name keeps them apart
 
+  config.measure = 'loss'  # or 'attention': mean distance, entropy and sink mass of all heads
+
   config.multiples = (1,)  # lengths, as multiples of the length trained at
   config.trained = True  # measure that length, too: gains are against it
 
@@ -36,6 +38,9 @@ def get_config(variant: str = '') -> ConfigDict:
   # have nowhere to slide. Documents with fewer are left out, and counted
   config.overlap = 2  # sliding windows that see each token: the stride is length / overlap. With 2,
   # the targets have half a window of context at least, and every second window serves both ways
+  config.repeat = 8  # tokens that must stand before a target twice, for the loss by distance; fewer
+  # are soon common phrases, many are rare
+  config.sinks = 1  # of attention: the first tokens of a window, whose weight counts as sink mass
   config.tokens = 65536  # targets to score, per length and recipe; they decide how many documents
   config.batch_tokens = 8192  # tokens of a batch, at every length; memory grows with it
 

@@ -4,7 +4,6 @@ Letters: N layers, B documents, L tokens, I/J queries/keys, H heads, R distances
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from posjax import composition, data, loading, sampling
+from posjax import composition, data, layers, loading, sampling
 from posjax.atlas import measure
 from posjax.atlas.portrait import PLAIN, Portrait, portray, recipes_of
 from posjax.attend.rows import HIDDEN
@@ -42,25 +41,15 @@ class Trained:
       return {PLAIN: spectrum}
     return recipes_of(spectrum, self.config.train.length)
 
-  def place(self, layer: int) -> tuple[str, int, int]:
-    """Where a layer is in the model: its stack, the repetition of the pattern, its place there."""
-    repetition, n = divmod(layer, len(self.model.pattern))
-    if repetition < self.model.layers // len(self.model.pattern):
-      return 'blocks', repetition, n
-    return 'rest', 0, n
-
   def own(self, layer: int):
     """What the layer's scheme has learned there alone."""
-    stack, repetition, n = self.place(layer)
-    params = self.params[stack][f'layer_{n}'].get('position', {})
-    return jax.tree.map(lambda leaf: leaf[repetition], params)
+    stack, repetition, n = layers.place(self.model, layer)
+    return jax.tree.map(lambda leaf: leaf[repetition], layers.own(self.params, stack, n))
 
   def position(self, layer: int):
     """All that the layer's scheme has learned."""
-    _, _, n = self.place(layer)
-    which = self.model.schemes.index(self.model.pattern[n].scheme)
-    shared = self.params.get(f'position_{which}' if which else 'position', {})
-    return merged(shared, self.own(layer))
+    _, _, n = layers.place(self.model, layer)
+    return merged(layers.shared(self.model, self.params, n), self.own(layer))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,11 +91,11 @@ def portraits(trained: Trained) -> list[Portrait]:
   """A scheme's numbers with what was learned: of each layer, but once for all that are alike."""
   config, model = trained.config, trained.model
   spectra, pattern = as_trained(model, config), config.layers or ({},)
-  layers = {}  # by what tells them apart
+  alike = {}  # by what tells them apart
   for layer in range(model.layers):
-    _, _, n = trained.place(layer)
+    _, _, n = layers.place(model, layer)
     alone = layer if jax.tree.leaves(trained.own(layer)) else None
-    layers.setdefault((model.pattern[n].scheme, model.pattern[n].extended, alone), (layer, n))
+    alike.setdefault((model.pattern[n].scheme, model.pattern[n].extended, alone), (layer, n))
   return [
     portray(
       composition.label(pattern[n].get('position', config.position)),
@@ -116,9 +105,9 @@ def portraits(trained: Trained) -> list[Portrait]:
       {},
       model.dims,
       config.train.length,
-      f'{trained.name}, layer {layer + 1} of {model.layers}' if len(layers) > 1 else trained.name,
+      f'{trained.name}, layer {layer + 1} of {model.layers}' if len(alike) > 1 else trained.name,
     )
-    for layer, n in layers.values()
+    for layer, n in alike.values()
   ]
 
 
@@ -136,9 +125,11 @@ def attention(trained: Trained) -> Attention:
       pos_L = sampler(jax.random.key(trained.config.seed), jnp.arange(size))
     token_BL, _ = choose(trained.documents, targets=size - 1, tokens=DOCUMENTS * (size - 1))
     spectra = measure.on_device(spectra)
-    stacks, layers = projected(model, trained.params, spectra, token_BL, pos_L), []
+    pos_BL = None if pos_L is None else jnp.broadcast_to(pos_L, token_BL.shape)
+    stacks = projected(model, trained.params, spectra, token_BL, pos_BL)
+    weight_NHR = []
     for layer in range(model.layers):
-      stack, repetition, n = trained.place(layer)
+      stack, repetition, n = layers.place(model, layer)
       weight_BHR = []
       for document in zip(*(x[repetition] for x in stacks[stack][n]), strict=True):
         p_HIJ = weights_of(
@@ -147,8 +138,8 @@ def attention(trained: Trained) -> Attention:
         if recipe == PLAIN and not weight_BHR:
           maps.append(p_HIJ[:, :length, :length])
         weight_BHR.append(measure.along_diagonals(p_HIJ))
-      layers.append(np.mean(weight_BHR, axis=0))
-    over_distance[recipe] = np.stack(layers)
+      weight_NHR.append(np.mean(weight_BHR, axis=0))
+    over_distance[recipe] = np.stack(weight_NHR)
   B, L = token_BL.shape
   return Attention(
     name=trained.name,
@@ -159,22 +150,12 @@ def attention(trained: Trained) -> Attention:
   )
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def projected(model: Decoder, params, spectra, token_BL: jax.Array, pos_L: jax.Array | None):
-  """{stack: [(x, q, k) of each layer of the pattern]}, [repetition, B, L, ...], before the scheme
-  acts on them."""
-  pos_BL = None if pos_L is None else jnp.broadcast_to(pos_L, token_BL.shape)
-  _, kept = model.apply(
-    {'params': params}, token_BL, spectra, pos_BL, method='hidden', mutable=['intermediates']
-  )
-  return {
-    stack: [layers[f'layer_{n}']['attention']['projected'][0] for n in range(len(layers))]
-    for stack, layers in kept['intermediates'].items()
-  }
+projected = jax.jit(layers.projected, static_argnames='model')
 
 
 def weights_of(layer: Layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L) -> np.ndarray:
-  """p_HIJ of one layer on one document."""
+  """p_HIJ of one layer on one document, under whatever the spectrum says of far keys."""
+  layer = layer.under(spectrum, q_LHK.shape[-1] ** -0.5)
   s_HIJ = measure.score_map(
     layer.scheme, params, spectrum, x_LD, q_LHK, k_LGK, layer.mask, pos_L
   )

@@ -10,7 +10,7 @@
   cudnn    NVIDIA's fused kernel; no score, no packed documents
   splash   TPU's fused kernel; no score
 
-`choose` picks a form and says why; `attend` runs it.
+`choose` picks a form and says why; `attend` runs it. `summarise` says where the weights lie.
 """
 
 import dataclasses
@@ -21,11 +21,14 @@ import jax.numpy as jnp
 from posjax.attend.dense import dense
 from posjax.attend.fused import cudnn, splash
 from posjax.attend.rows import Logits, Mask, Rows, Tile
+from posjax.attend.summary import summarise
 from posjax.attend.tiled import tiled
 
 FORMS = ('dense', 'tiled', 'cudnn', 'splash')
 
-__all__ = ['FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', *FORMS]
+__all__ = [
+  'FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', 'summarise', *FORMS,
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

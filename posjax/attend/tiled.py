@@ -39,6 +39,14 @@ def tiled(
   sizes: rows (I, J) of a tile; they need not divide the lengths. Keys are numbered from 0, so
   `key.index_L` must be 0, 1, 2, ...; queries may start anywhere.
   """
+  sizes, q_HLK, k_GLK, *rows = arranged(q_LHK, k_LGK, query, key, logits, operands, sizes)
+  v_GLV = _by_head(v_LGV, k_GLK.shape[1])
+  out_HLV = _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, *rows, temperature, operands)
+  return jnp.swapaxes(out_HLV, 0, 1)[: len(q_LHK)]
+
+
+def arranged(q_LHK, k_LGK, query: Rows, key: Rows, logits: Logits, operands, sizes=None):
+  """(sizes, q_HLK, k_GLK, query, key, table_R): what tiles are cut from, a whole number of them."""
   Lq, Lk = len(q_LHK), len(k_LGK)
   if logits.mask.counts_from_begin:
     query = query.with_begin_of(key)
@@ -47,19 +55,8 @@ def tiled(
   if whole_q > Lq or whole_k > Lk:  # padding is told from a single document by its segment
     query, key = _with_segments(query), _with_segments(key)
   query, key = query.padded(whole_q), key.padded(whole_k)
-  out_HLV = _tiled(
-    logits,
-    (I, J),
-    _by_head(q_LHK, whole_q),
-    _by_head(k_LGK, whole_k),
-    _by_head(v_LGV, whole_k),
-    query,
-    key,
-    logits.tabled(operands, query, key),
-    temperature,
-    operands,
-  )
-  return jnp.swapaxes(out_HLV, 0, 1)[:Lq]
+  q_HLK, k_GLK = _by_head(q_LHK, whole_q), _by_head(k_LGK, whole_k)
+  return (I, J), q_HLK, k_GLK, query, key, logits.tabled(operands, query, key)
 
 
 def tile_sizes(Lq: int, Lk: int) -> tuple[int, int]:
@@ -85,9 +82,40 @@ def _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature,
 
 def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands):
   """The output, and what the derivative needs: inputs, output, log-sum-exp of each row."""
-  I, J = sizes
   H, Lq, _ = q_HLK.shape
-  _, Lk, V = v_GLV.shape
+  V = v_GLV.shape[-1]
+
+  def add(sums, s_HIJ, tile, j):
+    out_HIV, top_HI, sum_HI = sums
+    new_HI = jnp.maximum(top_HI, s_HIJ.max(-1))
+    p_HIJ = jnp.exp(s_HIJ - new_HI[..., None])
+    shrink_HI = jnp.exp(top_HI - new_HI)
+    part_HIV = _grouped(p_HIJ.astype(v_GLV.dtype), _cut(v_GLV, j, sizes[1], 1))
+    if logits.read is not None:
+      part_HIV += logits.read(*operands, p_HIJ, tile)
+    out_HIV = out_HIV * shrink_HI[..., None] + part_HIV
+    return out_HIV, new_HI, sum_HI * shrink_HI + p_HIJ.sum(-1)
+
+  def end(sums):
+    out_HIV, top_HI, sum_HI = sums
+    return (out_HIV / sum_HI[..., None]).astype(v_GLV.dtype), top_HI + jnp.log(sum_HI)
+
+  I = sizes[0]
+  start = jnp.zeros((H, I, V)), jnp.full((H, I), HIDDEN), jnp.zeros((H, I))
+  inputs = q_HLK, k_GLK, query, key, table_R, temperature, operands
+  out_THIV, lse_THI = over_tiles(logits, sizes, *inputs, start, add, end)
+  out_HLV = jnp.moveaxis(out_THIV, 0, 1).reshape(H, Lq, V)
+  saved = q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI
+  return out_HLV, saved
+
+
+def over_tiles(
+  logits: Logits, sizes, q_HLK, k_GLK, query: Rows, key: Rows, table_R, temperature, operands,
+  start, add, end,
+):  # fmt: skip
+  """end(x) of each tile of queries, side by side [T, ...]: x is `start`, and then
+  add(x, s_HIJ, tile, j) with the logits of each tile of keys, from key j on, newest first."""
+  (I, J), Lq, Lk = sizes, q_HLK.shape[1], k_GLK.shape[1]
   k_GKL = jnp.swapaxes(k_GLK, 1, 2)
   keys = logits.prepared(operands, key, J)
 
@@ -97,31 +125,18 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperatur
     count, place = logits.mask.key_tiles(query_I, J, Lk // J)
 
     def one_key_tile(n, carry):
-      out_HIV, top_HI, sum_HI, state = carry
+      x, state = carry
       j = place(n) * J
       table_M = _cut_all(table_R, _place_in_table(Lq, i, j, I), I + J)
       tile = Tile(query_I, keys.cut(j, J), logits.mask, table_M)
       raw_HIJ = _grouped(q_HIK, _cut(k_GKL, j, J, 2))
       s_HIJ, state = logits(temperature, operands, raw_HIJ, tile, state)
-      new_HI = jnp.maximum(top_HI, s_HIJ.max(-1))
-      p_HIJ = jnp.exp(s_HIJ - new_HI[..., None])
-      shrink_HI = jnp.exp(top_HI - new_HI)
-      part_HIV = _grouped(p_HIJ.astype(v_GLV.dtype), _cut(v_GLV, j, J, 1))
-      if logits.read is not None:
-        part_HIV += logits.read(*operands, p_HIJ, tile)
-      out_HIV = out_HIV * shrink_HI[..., None] + part_HIV
-      return out_HIV, new_HI, sum_HI * shrink_HI + p_HIJ.sum(-1), state
+      return add(x, s_HIJ, tile, j), state
 
-    start = jnp.zeros((H, I, V)), jnp.full((H, I), HIDDEN), jnp.zeros((H, I))
-    out_HIV, top_HI, sum_HI, _ = lax.fori_loop(
-      0, count, one_key_tile, (*start, logits.begin(operands, query_I))
-    )
-    return (out_HIV / sum_HI[..., None]).astype(v_GLV.dtype), top_HI + jnp.log(sum_HI)
+    first = start, logits.begin(operands, query_I)
+    return end(lax.fori_loop(0, count, one_key_tile, first)[0])
 
-  out_THIV, lse_THI = lax.map(one_query_tile, jnp.arange(Lq // I))
-  out_HLV = jnp.moveaxis(out_THIV, 0, 1).reshape(H, Lq, V)
-  saved = q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI
-  return out_HLV, saved
+  return lax.map(one_query_tile, jnp.arange(Lq // I))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from posjax.evaluation.bootstrap import resample
+from posjax.evaluation.distance import distances
 from posjax.evaluation.gain import gains
 from posjax.evaluation.perplexity import score, tabulate
 from posjax.evaluation.position import curves
@@ -53,13 +54,17 @@ def evaluate(
   Returns plain data, ready for JSON (losses in nats per token, intervals 95 % over documents):
     rows: one per length, recipe and estimator: perplexity.tabulate.
     positions: per recipe, loss by tokens of context, at the longest length it accepts.
+    distances: the same by tokens back to where the text last said so: distance.distances.
     gains: per recipe and length, the nats that it saves against the trained length.
     refused: recipe, length, reason.
-    and what was measured on: name, recipes, trained_length, lengths, overlap, documents,
+    and what was measured on: name, recipes, trained_length, lengths, overlap, repeat, documents,
     short_documents, targets (of each document), tokens (of all), bytes_per_token, seconds, facts.
 
-  Raises ValueError if no document is long enough, if every recipe is refused, or if span < 1.
+  Raises ValueError if no document is long enough, if every recipe is refused, or if span or repeat
+  is below 1.
   """
+  if config.repeat < 1:
+    raise ValueError(f'A repeat of {config.repeat} tokens is none. Use --eval.repeat >= 1.')
   if config.span < 1:
     raise ValueError(
       f'A span of {config.span} longest lengths leaves no target with full context. Use span >= 1.'
@@ -115,6 +120,8 @@ def evaluate(
     'bytes_per_token': float(documents.bytes_per_token),
     'rows': tabulate(scored, factor, weight_SD, documents.bytes_per_token),
     'positions': curves(scored, weight_SD, trained_length),
+    'distances': distances(scored, token_DT, weight_SD, config.repeat),
+    'repeat': config.repeat,
     'gains': gains(scored, full_N, weight_SD, trained_length),
     'refused': refused,
     'seconds': time.monotonic() - began,

@@ -27,3 +27,22 @@ def estimate(x_DN: np.ndarray, weight_SD: np.ndarray) -> dict[str, float | None]
   if len(mean_D) > 1:
     low, high = np.percentile(weight_SD @ mean_D / len(mean_D), (2.5, 97.5)).tolist()
   return {'mean': float(mean_D.mean()), 'low': low, 'high': high}
+
+
+def estimate_some(
+  x_DN: np.ndarray, some_DN: np.ndarray, weight_SD: np.ndarray
+) -> dict[str, float | int | None]:
+  """Returns the mean of x_DN over the targets in some_DN, its interval, and how many `tokens`.
+
+  Documents have as many of them as they have: an interval redraws sums and counts together.
+  Samples that drew none say nothing and are left out; of one document's targets there is none.
+  """
+  count_D = some_DN.sum(1)
+  sum_D = np.where(some_DN, x_DN, 0).sum(1, dtype=np.float64)
+  low, high = None, None
+  if (count_D > 0).sum() > 1:
+    drawn_S = weight_SD @ count_D
+    mean_S = (weight_SD @ sum_D)[drawn_S > 0] / drawn_S[drawn_S > 0]
+    low, high = np.percentile(mean_S, (2.5, 97.5)).tolist()
+  tokens = int(count_D.sum())
+  return {'mean': float(sum_D.sum() / tokens), 'low': low, 'high': high, 'tokens': tokens}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posjax.report import plots, tables, tasks
+from posjax.report import attention, plots, tables, tasks
 from posjax.report.drawing import save, styled
 from posjax.report.pages import page
 
@@ -18,10 +18,19 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def words(results: Mapping[str, Any]) -> tuple:
-  """Returns header, lines and notes of an evaluation's table: of a task, or of text."""
+  """Returns header, lines and notes of an evaluation's table."""
   if 'task' in results:
     return tasks.header(results), tasks.cells(results), tasks.notes(results)
+  if 'measure' in results:
+    return attention.HEADER, attention.cells(results), attention.notes(results)
   return tables.HEADER, tables.cells(results), tables.notes(results)
+
+
+def plots_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns what draws an evaluation, by kind of picture."""
+  if 'task' in results:
+    return tasks.PLOTS
+  return attention.PLOTS if 'measure' in results else plots.PLOTS
 
 
 def write(
@@ -32,10 +41,10 @@ def write(
 ) -> Path:
   """Writes everything a person wants to see of a run, and returns the page's path.
 
-  `results` of posjax.evaluation (`evaluate`, or `tasks.evaluate`) goes to evaluation/<name>.json,
-  each picture to a PNG beside it; None only renews the page. The page shows every evaluation that
-  lies in the directory, the training curve from `metrics` (dicts with `step` and `loss`) and
-  `config`.
+  `results` of posjax.evaluation (`evaluate`, `tasks.evaluate` or `attention.evaluate`) goes to
+  evaluation/<name>.json, each picture to a PNG beside it; None only renews the page. The page shows
+  every evaluation that lies in the directory, the training curve from `metrics` (dicts with `step`
+  and `loss`) and `config`.
   """
   workdir = Path(workdir)
   folder = workdir / 'evaluation'
@@ -51,7 +60,7 @@ def write(
   with styled():
     for evaluation in evaluations:
       name = evaluation['name']
-      kinds = tasks.PLOTS if 'task' in evaluation else plots.PLOTS
+      kinds = plots_of(evaluation)
       for kind, plot in kinds.items():
         if figure := plot(evaluation):
           pictures[name, kind] = save(figure, folder / f'{name}-{kind}.png')

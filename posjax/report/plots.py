@@ -59,6 +59,31 @@ def plot_positions(results: Mapping[str, Any]) -> Figure:
   return label_ends(figure, axes)
 
 
+def plot_distances(results: Mapping[str, Any]) -> Figure | None:
+  """Loss by tokens back to where the text last said the same, in windows of the longest length, and
+  at the end that of targets which repeat nothing; bars are the intervals. None without repeats.
+  """
+  if not any(curve['bins'] for curve in results['distances']):
+    return None
+  figure, axes = frame(
+    f'Loss by distance of what is repeated ({results["repeat"]} tokens and the target)',
+    'tokens back to the last time', 'nats per token',
+  )  # fmt: skip
+  farthest = max(b['distance'] for curve in results['distances'] for b in curve['bins'])
+  ticks = [n for n in (1, 4, 16, 64, *results['lengths']) if n <= farthest]
+  mark_trained(axes, results['trained_length'], ticks)
+  new = 4 * farthest  # a place of its own, behind the distances
+  axes.set_xticks([*axes.get_xticks(), new], [*axes.get_xticklabels(), 'never\n '])
+  for curve in results['distances']:
+    i = results['recipes'].index(curve['recipe'])
+    if curve['new'] is not None:
+      draw_bars(axes, [{'distance': new, **curve['new']}], 'distance', 'mean', **look(i))
+    name = until(curve['recipe'], curve['length'], results['lengths'])
+    if curve['bins']:
+      draw_bars(axes, curve['bins'], 'distance', 'mean', label=name, **look(i))
+  return label_ends(figure, axes)
+
+
 def plot_sweep(results: Mapping[str, Any]) -> Figure | None:
   """Loss at the longest length against the factor, one line per method and its other settings;
   None where no method has several factors."""
@@ -99,7 +124,7 @@ def best(results: Mapping[str, Any], most: int = 20) -> Mapping[str, Any]:
     'recipes': [name for name in results['recipes'] if name in kept],
     **{
       key: [row for row in results[key] if row['recipe'] in kept]
-      for key in ('rows', 'positions', 'gains')
+      for key in ('rows', 'positions', 'distances', 'gains')
     },
   }
 
@@ -108,6 +133,7 @@ PLOTS = {
   'lengths': lambda results: plot_lengths(best(results)) if len(results['lengths']) > 1 else None,
   'sweep': plot_sweep,
   'positions': lambda results: plot_positions(best(results)),
+  'distances': lambda results: plot_distances(best(results)),
   'gains': lambda results: plot_gains(best(results)),
 }
 
