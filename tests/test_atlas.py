@@ -261,7 +261,7 @@ def test_the_command_writes_a_page_per_scheme_an_overview_and_an_index(tmp_path,
   methods = 'linear, ntk, by_parts, ntk_by_parts, yarn and llama3'
   facts = f'Acts on queries and keys; nothing learned; stretched by {methods}.'
   assert f'## rope\n\n{sentence} {facts}\n' in text
-  assert 'Acts on input; 8,192 learned numbers; extended by linear.' in text
+  assert 'Acts on input; 8,192 learned numbers; stretched by linear.' in text
   assert text.index('## learned') < text.index('## rope')  # the input comes before queries
   assert capsys.readouterr().out.endswith(f'Atlas: {out}/README.md\n')
 
