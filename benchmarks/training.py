@@ -27,6 +27,7 @@ SHAPES = ((8, 512), (2, 2048))
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--schemes', nargs='+', default=positions.names())
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--json', help='write the figures here, too')
   flags = parser.parse_args()
@@ -34,7 +35,7 @@ def main():
   results = {}
   for B, L in SHAPES:
     runs = {'plain': plain(B, L)}
-    for name in positions.names():
+    for name in dict.fromkeys(['none', *flags.schemes]):
       runs[name] = ours(name, B, L)
     seconds = measure.alternate(runs, rounds=flags.rounds)
     print(f'\n{B} x {L} tokens   tokens/s   over none   tokens/s over plain')
