@@ -144,6 +144,7 @@ def prepare(config: ConfigDict, begin: int = 0) -> Job:
     if flat[key] is None or flat[key] < 1:
       raise ValueError(f'{key} = {flat[key]}. Set --config.{key} to a whole number >= 1.')
   model = build(config)
+  describe_attention(model, config.train.length, packed=True)  # refuses a form that cannot be
   mesh = sharding.make_mesh(config.mesh)
   spectrum = as_trained(model, config)
   if config.sampling.name != 'none' and config.data.positions != 'context':

@@ -37,6 +37,8 @@ def combined():
 ALONE = positions.names()
 COMBINED = combined()
 NAMES = [*ALONE, *COMBINED]
+ALWAYS = (*ALONE, 'configs/rope_fox.py', 'configs/rope_alibi_heads.py')  # one of each kind together
+EACH = [pytest.param(n, marks=[pytest.mark.slow] * (n not in ALWAYS)) for n in NAMES]
 EPS = float(jnp.finfo(jnp.float32).eps)
 HOOKS = ('embed', 'query', 'key', 'score', 'walk', 'read')
 B, L, V, FIRST = 3, 20, 64, 40  # tokens from FIRST on: digits are among them
@@ -54,8 +56,14 @@ def needs(method):
   return {key for key, p in takes(method).items() if p.default is p.empty}
 
 
+# Every scheme with the classics; other ways of stretching the same waves with one scheme.
+CLASSIC = ('none', 'linear', 'ntk', 'yarn')
 PAIRS = [
-  (name, method)
+  pytest.param(
+    name,
+    method,
+    marks=[pytest.mark.slow] * (name not in ALWAYS or (method not in CLASSIC and name != 'rope')),
+  )
   for name in NAMES
   for method in applicable(make(name).spectrum(DIMS))
   if method == 'none' or needs(method) == {'factor', 'trained_length'}
@@ -120,7 +128,7 @@ def rounding(pos, logits_BLV):
   return np.abs(logits_BLV).max() * EPS * 64 * (8 + np.max(pos))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_no_token_depends_on_a_later_one_and_each_depends_on_every_earlier_one(name):
   """By gradient, exactly: of the output at each token to the vector of each token."""
   scheme, rng = make(name), np.random.default_rng(4)
@@ -140,7 +148,7 @@ def test_no_token_depends_on_a_later_one_and_each_depends_on_every_earlier_one(n
   assert (reach_LL[np.tril_indices(L)] > 0).all()
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_a_shift_of_all_positions_changes_what_is_not_relative_and_only_that(name):
   s = small(name)
   here, there = s.run(), s.run(pos=s.count + 40)
@@ -151,7 +159,7 @@ def test_a_shift_of_all_positions_changes_what_is_not_relative_and_only_that(nam
     assert change > 1e-3
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_positions_are_read_per_row(name):
   s = small(name)
   mixed = s.run(pos=np.stack([s.count[0], s.count[1] * 3, s.count[2] + 40]))
@@ -164,7 +172,7 @@ def test_positions_are_read_per_row(name):
     np.testing.assert_array_equal(apart[1], apart[0])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_a_packed_document_has_the_logits_it_has_alone(name):
   s = small(name)
   a, b = s.tokens[0, :9], s.tokens[1, :8]  # two documents; what fills a row is padding
@@ -243,7 +251,7 @@ FAST, *REST = LAYERS
 
 
 @pytest.mark.parametrize('case', [FAST, *(pytest.param(c, marks=pytest.mark.slow) for c in REST)])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_tiles_give_the_values_and_gradients_of_the_definition(name, case):
   """To inputs, learned parameters and every number of the spectrum. The definition is never told
   that positions are contiguous: the promise must not matter where it is kept."""
@@ -275,7 +283,7 @@ def tiles_and_definition(name, case):
   return jax.jit(lambda: (result(tiles, contiguous), result(dense, False)))()
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_every_learned_parameter_gets_a_gradient(name):
   (_, (params, spectrum, x_LD)), _ = tiles_and_definition(name, 'heads of their own')
   for path, grad in jax.tree_util.tree_leaves_with_path((params, spectrum, x_LD)):
@@ -327,7 +335,7 @@ def test_every_hyperparameter_changes_the_output_or_how_far_the_scheme_reaches(n
     assert np.abs(changed - output(scheme)).max() > 1e-4 or reach(other) != reach(scheme)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_order_is_known_to_a_scheme_that_acts_and_to_no_other(name):
   """Without a causal mask, and with positions that stay where they are, tokens change places."""
   scheme = make(name)
@@ -344,7 +352,7 @@ def test_order_is_known_to_a_scheme_that_acts_and_to_no_other(name):
     assert change < 64 * EPS
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_bfloat16_activations_meet_float32_scores(name):
   scheme, watch = make(name), []
   x_LD = jnp.asarray(np.random.default_rng(4).normal(size=(L, 16)), jnp.bfloat16)
@@ -360,7 +368,7 @@ def test_bfloat16_activations_meet_float32_scores(name):
     assert hook(params, scheme.spectrum(DIMS), q_LHK, jnp.arange(L)).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_the_spectrum_is_float64_on_the_host(name):
   for x in jax.tree.leaves(make(name).spectrum(DIMS)):
     assert isinstance(x, float) or (isinstance(x, np.ndarray) and x.dtype == np.float64)
@@ -388,7 +396,7 @@ def test_an_extension_by_a_factor_of_one_is_none(name, method):
   np.testing.assert_array_equal(s.run(spectrum), s.run())
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_an_extension_that_makes_no_sense_is_refused_and_those_that_do_are_named(name):
   spectrum = make(name).spectrum(DIMS)
   able = applicable(spectrum)
@@ -484,12 +492,12 @@ def largest(scheme, form):
   return max(np.prod(shape, dtype=int) for shape in arrays(program.jaxpr))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_no_array_grows_with_the_square_of_the_length_in_tiles(name):
   assert largest(make(name), 'tiled') < LONG**2
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EACH)
 def test_attention_is_seen_without_an_array_that_grows_with_the_square(name):
   model = decoder(make(name), attention='tiled', length=LONG, layers=1)
   count_BL = jnp.arange(LONG)[None]

@@ -63,6 +63,11 @@ CASES = [
   ('streaming', {'window': 1, 'sinks': 1}),
 ]
 IDS = [f'{name} {" ".join(map(str, settings.values()))}' for name, settings in CASES]
+# One of each kind at once, its other settings with the slow tests.
+PARAMS = [
+  pytest.param(*case, id=one, marks=[pytest.mark.slow] * (n % 2))
+  for n, (case, one) in enumerate(zip(CASES, IDS, strict=True))
+]
 
 
 def turned(x_K, distance):
@@ -134,7 +139,7 @@ def test_no_distance_is_new_to_the_model(name, settings):
   )
 
 
-@pytest.mark.parametrize(('name', 'settings'), CASES, ids=IDS)
+@pytest.mark.parametrize(('name', 'settings'), PARAMS)
 def test_a_packed_row_is_its_documents_alone(vectors, name, settings, tolerance):
   spectrum = extended(ROPE, name, settings)
   segments_BL = np.array([[1] * 9 + [2] * 15, [1] * 20 + [2] * 4])
@@ -145,7 +150,7 @@ def test_a_packed_row_is_its_documents_alone(vectors, name, settings, tolerance)
       np.testing.assert_allclose(packed_BLHK[b, part], alone_BLHK[0], atol=tolerance(L))
 
 
-@pytest.mark.parametrize(('name', 'settings'), CASES, ids=IDS)
+@pytest.mark.parametrize(('name', 'settings'), PARAMS)
 def test_gradients_of_tiles_are_those_of_the_definition(vectors, name, settings, tolerance):
   """Of the frequencies, too: these are what is fitted."""
   spectrum = jax.tree.map(jnp.float32, extended(ROPE, name, settings))
