@@ -337,6 +337,7 @@ def test_every_layer_is_drawn_with_what_it_has_learned():
   assert (first.setting, second.setting) == ('fresh, layer 1 of 2', 'fresh, layer 2 of 2')
 
 
+@pytest.mark.slow
 def test_layers_of_a_pattern_are_drawn_each_with_its_own_scheme_and_alike_ones_once():
   """Three of rope, one of none, over five layers: one pattern, and one layer left over."""
   run = fresh_run(

@@ -16,6 +16,9 @@ CONFIGS = '--configs=configs/none.py,configs/learned.py'
 SEEDS = '--seeds=0,1'
 
 
+pytestmark = pytest.mark.slow  # trains every scheme that it compares
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """A comparison of two schemes and two seeds, of seconds: the seeds share compiled programs."""

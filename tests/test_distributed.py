@@ -101,6 +101,7 @@ def test_two_processes_go_through_phases_of_one_text(tmp_path):
   assert stored(tmp_path / 'two')[0] == 6 + 4 + 6
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path):
   first, second = launch_two(tmp_path / 'run', 'train.steps=400')
   wait_for_step(first, 10)

@@ -76,6 +76,7 @@ def test_a_sweep_of_over_a_hundred_settings_compiles_once(rope, caplog):
   assert not (rope / 'evaluation' / 'sweep-lengths.png').exists()  # of one length
 
 
+@pytest.mark.slow
 def test_dynamic_methods_are_reported_in_both_modes(rope):
   evaluate(rope, '--eval=configs/eval/methods.py:smoke')
   results = json.loads((rope / 'evaluation' / 'methods.json').read_text())
@@ -120,6 +121,7 @@ def test_what_a_scheme_cannot_do_is_reported_as_refused_with_the_reason(tmp_path
   assert 'makes no sense here' in refused[64, 'yarn'] and 'linear' in refused[64, 'yarn']
 
 
+@pytest.mark.slow
 def test_the_evaluation_is_of_the_newest_whole_checkpoint(rope, tmp_path, caplog):
   copy = shutil.copytree(rope, tmp_path / 'copy')
   (copy / 'checkpoints' / '6' / 'manifest.json').unlink()

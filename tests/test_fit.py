@@ -50,6 +50,7 @@ def stretched(name, **settings):
   return extend(ROPE, name=name, factor=FACTOR, trained_length=TRAINED, **settings)
 
 
+@pytest.mark.slow
 def test_gradients_find_the_valley():
   best = stretched('linear').rescaled(np.linspace(0.5, 2, 8), 1.2)
   budget = valley(best, passes=2000)
@@ -131,6 +132,7 @@ def test_a_fit_of_a_run_is_there_for_evaluations(run, capsys):
   assert not results['refused'] and len(set(losses)) >= 6  # the grid's may be one of the others
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_fit_is_the_mean_of_the_windows_and_its_gradient_is_that_of_the_spectrum(run):
   budget = make_budget(load(run), 2.0, windows=2, passes=100)
   recipe = {'name': 'rescale', 'divisors': (1.0, 1.5, 2.0, 3.0), 'temperature': 1.1}

@@ -15,6 +15,9 @@ TASKS = '--tasks=copy,summation'
 FILES = 'evaluation/generalize.json'
 
 
+pytestmark = pytest.mark.slow  # trains every task with every scheme that it compares
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """Two schemes on two tasks, of seconds; the second task was there before the first."""

@@ -36,6 +36,7 @@ def evaluate(workdir, *words, file='base'):
   return json.loads((workdir / 'evaluation' / f'{name}.json').read_text())
 
 
+@pytest.mark.slow
 def test_training_on_a_task_lowers_the_loss_of_its_answers(tmp_path):
   settings = ('data.task.symbols=2', 'train.length=12', 'train.batch=32', 'train.steps=150')
   settings += ('train.learning_rate=0.01', 'log.every=25', 'data.size=3')
@@ -47,6 +48,7 @@ def test_training_on_a_task_lowers_the_loss_of_its_answers(tmp_path):
   assert results['sizes'] == [3] and results['rows'][0]['tokens'] > 0.8
 
 
+@pytest.mark.slow
 def test_a_run_on_a_task_goes_on_where_it_stopped_bit_by_bit(passkey, tmp_path):
   half = tmp_path / 'half'
   train_here(half, 'train.steps=6', config=SMOKE)

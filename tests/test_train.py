@@ -88,6 +88,7 @@ def test_twelve_kills_at_random_moments_change_no_bit(straight, tmp_path):
   assert_as_straight(tmp_path / 'run', straight)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_sigterm_saves_and_ends_at_once(straight, tmp_path):
   process = start(tmp_path / 'run')
   wait_for_step(process, 25)

@@ -29,6 +29,7 @@ class Documents:
 
 def settings(**changes) -> ConfigDict:
   config = extend.get_config('smoke')
+  config.multiples = (1, 2, 4, 8)
   config.update(changes)
   return config
 
