@@ -246,6 +246,7 @@ def is_small_png(path):
   return content.startswith(b'\x89PNG') and 5_000 < len(content) < 150_000
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_per_scheme_an_overview_and_an_index(tmp_path, capsys):
   before = dict(matplotlib.rcParams)
   atlas.main(['--schemes=rope,learned', '--length=32', f'--out={tmp_path}/atlas'])

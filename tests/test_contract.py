@@ -37,7 +37,7 @@ def combined():
 ALONE = positions.names()
 COMBINED = combined()
 NAMES = [*ALONE, *COMBINED]
-ALWAYS = (*ALONE, 'configs/rope_fox.py', 'configs/rope_alibi_heads.py')  # one of each kind together
+ALWAYS = (*ALONE, 'configs/rope_fox.py')  # the first of the combinations
 EACH = [pytest.param(n, marks=[pytest.mark.slow] * (n not in ALWAYS)) for n in NAMES]
 EPS = float(jnp.finfo(jnp.float32).eps)
 HOOKS = ('embed', 'query', 'key', 'score', 'walk', 'read')

@@ -90,6 +90,7 @@ def test_dynamic_methods_are_reported_in_both_modes(rope):
   assert len({loss[128, name] for name in results['recipes']}) == 5
 
 
+@pytest.mark.slow
 def test_attention_of_all_heads_becomes_a_table_json_a_picture_and_a_part_of_the_page(
   rope, capsys, caplog
 ):
