@@ -1,4 +1,4 @@
-"""The decoder language model: embedding, pre-norm blocks, head.
+"""The decoder language model: embedding, blocks, head.
 
 Letters: B batch, L tokens, D model width, M MLP width, V vocabulary.
 """
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from posjax import composition, sampling
+from posjax.activation import ACTIVATIONS, activate, gate
 from posjax.attend import FORMS, Choice, Mask, Rows
 from posjax.attention import Attention, Layer, choose_form
 from posjax.extension import Spectrum, each, extend, spectra
-from posjax.linear import project, recomputed
-from posjax.norm import NORMS
+from posjax.linear import affine
+from posjax.norm import NORMS, make_norm
 from posjax.positions import Dims, Scheme, merged
 
 DTYPES = ('auto', 'float32', 'bfloat16', 'float16')
@@ -33,50 +34,63 @@ REMAT = {
 }
 
 
-@recomputed
-def gated(gate_BLM, up_BLM):
-  return jax.nn.silu(gate_BLM) * up_BLM
-
-
-@recomputed
-def gelu(x_BLM):
-  return jax.nn.gelu(x_BLM, approximate=True)
-
-
 class GatedMLP(nn.Module):
-  """(silu(x gate) * (x up)) down, SwiGLU without biases (Shazeer 2020, arXiv:2002.05202)."""
+  """(f(x gate) * (x up)) down; SwiGLU where f is silu (Shazeer 2020, arXiv:2002.05202)."""
 
   width: int
   output_scale: float
+  activation: str
+  biased: bool = False
 
   @nn.compact
   def __call__(self, x_BLD):
     D, M = x_BLD.shape[-1], self.width
+    bias = lambda name, size: self.param(name, ZEROS, (size,)) if self.biased else None
     gate_DM = self.param('gate_DM', nn.initializers.normal(D**-0.5), (D, M))
     up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    return project(gated(project(x_BLD, gate_DM), project(x_BLD, up_DM)), down_MD)
+    gate_BLM = affine(x_BLD, gate_DM, bias('gate_bias_M', M))
+    up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
+    return affine(gate(self.activation, gate_BLM, up_BLM), down_MD, bias('down_bias_D', D))
 
 
 class PlainMLP(nn.Module):
-  """gelu(x up) down, without biases; GELU in its tanh form, as GPT-2's."""
+  """f(x up) down."""
 
   width: int
   output_scale: float
+  activation: str
+  biased: bool = False
 
   @nn.compact
   def __call__(self, x_BLD):
     D, M = x_BLD.shape[-1], self.width
+    bias = lambda name, size: self.param(name, ZEROS, (size,)) if self.biased else None
     up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    return project(gelu(project(x_BLD, up_DM)), down_MD)
+    up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
+    return affine(activate(self.activation, up_BLM), down_MD, bias('down_bias_D', D))
 
 
+ZEROS = nn.initializers.zeros
 MLPS = {'gated': GatedMLP, 'plain': PlainMLP}
+USUAL = {'gated': 'silu', 'plain': 'gelu_tanh'}  # activation of each
+BIASES = ('qkv', 'output', 'mlp', 'head')
+RESIDUALS = ('sequential', 'parallel', 'parallel_shared')
+# Where a block normalises: what goes into its two parts, what comes out of them, the sums.
+NORM_AT = {'input': ('input',), 'output': ('output',), 'both': ('input', 'output'), 'sum': ('sum',)}
 
 
 class Block(nn.Module):
-  """Adds attention(norm(x)), then mlp(norm(x)): pre-norm (Xiong et al. 2020, arXiv:2002.04745)."""
+  """Adds attention and MLP to the residual stream.
+
+    sequential       x += attention(norm(x));  x += mlp(norm(x))
+    parallel         x += attention(norm(x)) + mlp(norm'(x))    (Wang & Komatsuzaki 2021, GPT-J)
+    parallel_shared  the same with one norm for both
+
+  Norms are at the input of each part, pre-norm (Xiong et al. 2020, arXiv:2002.04745), or elsewhere
+  as NORM_AT has it: x += norm(part(x)), x += norm'(part(norm(x))), x = norm(x + part(x)).
+  """
 
   model: 'Decoder'
   layer: Layer
@@ -84,7 +98,13 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD, position, rows_B):
     m = self.model
-    norm = NORMS[m.norm]
+
+    def norm(part: str, place: str = 'input'):
+      if place not in NORM_AT[m.norm_at]:
+        return lambda y_BLD: y_BLD
+      name = f'{part}_norm' if place == 'input' else f'{part}_{place}_norm'
+      return make_norm(m.norm, m.norm_epsilon, name)
+
     params, spectrum = position
     params = merged(params, learned(self, self.layer.scheme.init_layer, m.dims))
     # Each block adds to the residual stream; 1/sqrt(2 N) keeps its variance (GPT-2, sec. 2.3).
@@ -95,16 +115,27 @@ class Block(nn.Module):
       kv_heads=m.kv_heads,
       head_width=m.head_width,
       qk_norm=m.qk_norm,
+      norm_epsilon=m.norm_epsilon,
+      biases=m.biases,
       form=m.attention,
       output_scale=output_scale,
       name='attention',
     )
-    attention_norm, past_BLD = norm(name='attention_norm'), None
+    attention_norm, past_BLD = norm('attention'), None
     if self.layer.segment is not None:
       past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
-    x_BLD += attention(attention_norm(x_BLD), (params, spectrum), rows_B, past_BLD)
-    mlp = MLPS[m.mlp](m.mlp_width, output_scale, name='mlp')
-    return x_BLD + mlp(norm(name='mlp_norm')(x_BLD)), None
+    y_BLD = attention_norm(x_BLD)
+    out_BLD = attention(y_BLD, (params, spectrum), rows_B, past_BLD)
+    out_BLD = norm('attention', 'output')(out_BLD)
+    activation = m.activation or USUAL[m.mlp]
+    mlp = MLPS[m.mlp](m.mlp_width, output_scale, activation, 'mlp' in m.biases, name='mlp')
+    if m.residual == 'sequential':
+      x_BLD = norm('attention', 'sum')(x_BLD + out_BLD)
+      out_BLD = mlp(norm('mlp')(x_BLD))
+      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), None
+    if m.residual == 'parallel':
+      y_BLD = norm('mlp')(x_BLD)
+    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), None
 
 
 class Period(nn.Module):
@@ -142,8 +173,15 @@ class Decoder(nn.Module):
   head_width: int
   mlp_width: int
   mlp: str = 'gated'
+  activation: str | None = None
+  residual: str = 'sequential'
   norm: str = 'rms'
+  norm_at: str = 'input'
+  norm_epsilon: float | None = None
   qk_norm: bool = False
+  biases: tuple[str, ...] = ()
+  embedding_scale: float | None = None
+  embedding_norm: bool = False
   tied: bool = False
   dtype: str = 'auto'
   remat: str = 'none'
@@ -153,9 +191,11 @@ class Decoder(nn.Module):
     super().__post_init__()
     choices = {
       'mlp': MLPS, 'norm': NORMS, 'dtype': DTYPES, 'remat': REMAT, 'attention': ('auto', *FORMS),
-    }
+      'activation': (None, *ACTIVATIONS), 'residual': RESIDUALS, 'norm_at': NORM_AT,
+    }  # fmt: skip
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
+        allowed = [str(value) for value in allowed]
         raise ValueError(
           f"model.{field} = '{getattr(self, field)}' is unknown. Use one of: {', '.join(allowed)}."
         )
@@ -164,6 +204,14 @@ class Decoder(nn.Module):
     ):
       if getattr(self, field) is None or getattr(self, field) < 1:
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
+    for place in self.biases:
+      if place not in BIASES:
+        raise ValueError(f"model.biases names '{place}'. It may name: {', '.join(BIASES)}.")
+    if self.norm_at not in ('input', 'both') and self.residual != 'sequential':
+      raise ValueError(
+        f"model.residual = '{self.residual}' reads what norms made of the input, but "
+        f"model.norm_at = '{self.norm_at}' has none there. Use norm_at = input or both."
+      )
     if len(self.schemes) > 1 and any(scheme.overrides('embed') for scheme in self.schemes):
       raise ValueError(
         'A scheme that acts on the input acts once, for all layers, but the layers differ in their '
@@ -227,6 +275,9 @@ class Decoder(nn.Module):
     self.embedding_VD = self.param('embedding_VD', nn.initializers.normal(D**-0.5), (V, D))
     if not self.tied:
       self.head_DV = self.param('head_DV', nn.initializers.normal(D**-0.5), (D, V))
+    self.head_bias_V = self.param('head_bias_V', ZEROS, (V,)) if 'head' in self.biases else None
+    norm = functools.partial(make_norm, self.norm, self.norm_epsilon)
+    self.input_norm = norm() if self.embedding_norm else lambda x_BLD: x_BLD
     names = ['position', *(f'position_{n}' for n in range(1, len(self.schemes)))]
     self.shared = tuple(
       learned(self, scheme.init, self.dims, name)
@@ -237,7 +288,8 @@ class Decoder(nn.Module):
       self.blocks = self.repeated(self.pattern, whole)
     if rest:
       self.rest = self.repeated(self.pattern[:rest], 1)
-    self.final_norm = NORMS[self.norm]()
+    # Where sums are normalised, the last block has done it.
+    self.final_norm = norm() if self.norm_at != 'sum' else lambda x_BLD: x_BLD
 
   def repeated(self, pattern: tuple[Layer, ...], times: int):
     """`times` x the pattern, as one scan over stacked parameters."""
@@ -275,9 +327,10 @@ class Decoder(nn.Module):
       for layer, one in zip(self.pattern, spectrum, strict=True)
     )
     # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
-    x_BLD = (self.embedding_VD[tokens_BL] * self.width**0.5).astype(self.compute_dtype)
+    scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
+    x_BLD = (self.embedding_VD[tokens_BL] * scale).astype(self.compute_dtype)
     embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
-    x_BLD = jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)
+    x_BLD = self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL))
     whole, rest = divmod(self.layers, len(self.pattern))
     if whole:
       x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
@@ -288,7 +341,7 @@ class Decoder(nn.Module):
   def logits(self, hidden_BLD):
     """logits_BLV, float32."""
     head_DV = self.embedding_VD.T if self.tied else self.head_DV
-    return project(hidden_BLD, head_DV).astype(jnp.float32)
+    return affine(hidden_BLD, head_DV, self.head_bias_V).astype(jnp.float32)
 
   def __call__(
     self, tokens_BL, spectrum, positions_BL=None, segments_BL=None, contiguous: bool = False

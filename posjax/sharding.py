@@ -24,7 +24,8 @@ RULES = (
   (r'position\b', P()),  # of the scheme: small, and needed whole
   (r'_DV$|_DX$|_DM$', P('fsdp', 'tensor')),  # head; query, key, value; gate, up
   (r'_VD$|_XD$|_MD$', P('tensor', 'fsdp')),  # embedding; attention output; down
-  (r'(scale|bias)_D$', P()),  # of norms
+  (r'(scale|bias)_D$', P()),  # of norms; biases of what is added to the residual stream
+  (r'bias_(X|M|V)$', P('tensor')),
   (r'\b(count|step)$', P()),  # of the optimizer
 )
 

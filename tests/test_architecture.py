@@ -15,6 +15,7 @@ MAY_IMPORT = {
   'posjax.rotary': '',
   'posjax.linear': '',
   'posjax.norm': 'linear',
+  'posjax.activation': 'linear',
   'posjax.sharding': '',
   'posjax.checkpoint': '',
   'posjax.run': 'config',
@@ -33,9 +34,9 @@ MAY_IMPORT = {
   'posjax.remapping': 'attend extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'attend attention extension linear norm positions',
-  'posjax.moe': 'linear norm',
-  'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '
-  'sampling',
+  'posjax.moe': 'activation linear norm',
+  'posjax.decoder': 'activation attend attention cache composition extension latent linear moe '
+  'norm positions sampling',
   'posjax.layers': 'decoder',
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
