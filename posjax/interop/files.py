@@ -126,7 +126,7 @@ def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
   with open(partial, 'wb') as opened:
     opened.write(struct.pack('<Q', len(text)) + text)
     for array in tensors.values():
-      opened.write(np.ascontiguousarray(array).data)
+      opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     opened.flush()
     os.fsync(opened.fileno())
   partial.replace(file)
