@@ -65,6 +65,14 @@ class Parts(Scheme):
   def replaces_logits(self) -> bool:
     return any(part.replaces_logits for part in self.parts)
 
+  @property
+  def embed_reads(self) -> int:
+    return max(part.embed_reads for part in self.parts)
+
+  @property
+  def features_read(self) -> int:
+    return max(part.features_read for part in self.parts)
+
   def overrides(self, hook):
     return any(part.overrides(hook) for part in self.parts)
 
@@ -112,6 +120,10 @@ class Parts(Scheme):
   def table(self, params, spectrum, r_R):
     each = self.each(params, spectrum)
     return tuple(part.table(own, numbers, r_R) for part, own, numbers in each)
+
+  def continued(self, features_L, gap):
+    each = zip(self.parts, features_L, gap, strict=True)
+    return tuple(part.continued(own, theirs) for part, own, theirs in each)
 
   def start(self, params, spectrum, query):
     return tuple(

@@ -96,7 +96,8 @@ class Block(nn.Module):
   layer: Layer
 
   @nn.compact
-  def __call__(self, x_BLD, position, rows_B):
+  def __call__(self, x_BLD, position, rows_B, cache=None):
+    """(x_BLD, cache): without a cache of the tokens before these, None."""
     m = self.model
 
     def norm(part: str, place: str = 'input'):
@@ -122,20 +123,20 @@ class Block(nn.Module):
       name='attention',
     )
     attention_norm, past_BLD = norm('attention'), None
-    if self.layer.segment is not None:
+    if self.layer.segment is not None and cache is None:
       past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
     y_BLD = attention_norm(x_BLD)
-    out_BLD = attention(y_BLD, (params, spectrum), rows_B, past_BLD)
+    out_BLD, cache = attention(y_BLD, (params, spectrum), rows_B, past_BLD, cache)
     out_BLD = norm('attention', 'output')(out_BLD)
     activation = m.activation or USUAL[m.mlp]
     mlp = MLPS[m.mlp](m.mlp_width, output_scale, activation, 'mlp' in m.biases, name='mlp')
     if m.residual == 'sequential':
       x_BLD = norm('attention', 'sum')(x_BLD + out_BLD)
       out_BLD = mlp(norm('mlp')(x_BLD))
-      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), None
+      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), cache
     if m.residual == 'parallel':
       y_BLD = norm('mlp')(x_BLD)
-    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), None
+    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), cache
 
 
 class Period(nn.Module):
@@ -322,6 +323,17 @@ class Decoder(nn.Module):
     layers = zip(self.pattern, spectrum, strict=True)
     if any(layer.under(one, self.scale).mask.counts_from_begin for layer, one in layers):
       rows_B = rows_B.with_begin()
+    x_BLD, positions = self.begin(tokens_BL, spectrum, positions_BL)
+    whole, rest = divmod(self.layers, len(self.pattern))
+    if whole:
+      x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
+    if rest:
+      x_BLD, _ = self.rest(x_BLD, positions[:rest], rows_B)
+    return self.end(x_BLD)
+
+  def begin(self, tokens_BL, spectrum, positions_BL):
+    """What enters the first layer, x_BLD, and what each layer of the pattern knows of positions:
+    (learned by its scheme for all layers, spectrum)."""
     positions = tuple(
       (self.shared[self.schemes.index(layer.scheme)], one)
       for layer, one in zip(self.pattern, spectrum, strict=True)
@@ -330,12 +342,10 @@ class Decoder(nn.Module):
     scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
     x_BLD = (self.embedding_VD[tokens_BL] * scale).astype(self.compute_dtype)
     embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
-    x_BLD = self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL))
-    whole, rest = divmod(self.layers, len(self.pattern))
-    if whole:
-      x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
-    if rest:
-      x_BLD, _ = self.rest(x_BLD, positions[:rest], rows_B)
+    return self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)), positions
+
+  def end(self, x_BLD):
+    """hidden_BLD of what leaves the last layer."""
     return self.final_norm(x_BLD)
 
   def logits(self, hidden_BLD):

@@ -66,6 +66,14 @@ class Remapped(Scheme):
     key = dataclasses.replace(key, features_L=theirs)
     return self.scheme.prepare(params, spectrum, key, J), turned
 
+  @property
+  def features_read(self) -> int:
+    return self.scheme.features_read
+
+  def continued(self, features_L, gap):
+    (own_L, turned), (theirs, _) = features_L, gap
+    return self.scheme.continued(own_L, theirs), turned
+
   def temperature(self, spectrum, heads):
     return self.scheme.temperature(spectrum, heads)
 
