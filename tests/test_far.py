@@ -195,6 +195,23 @@ def test_other_schemes_that_rotate_have_near_and_far_keys_too(rng, vectors, posi
   assert np.abs(plain_BLHK - dense_BLHK).max() > 0.01
 
 
+@pytest.mark.parametrize('name', ['rerope', 'streaming'])
+def test_what_sharpens_queries_by_their_position_knows_where_they_are(vectors, name, tolerance):
+  """Far keys are seen from elsewhere by what rotates, alone: SSMax counts the keys there are."""
+  position = {'name': 'together', 'parts': (ROPE, {'name': 'ssmax', 'strength': 0.7})}
+  settings = {'window': 5} | ({'sinks': 2} if name == 'streaming' else {})
+  params = {'part_1': {'strength_H': jnp.full(H, 0.7)}}
+  spectrum = extended(position, name, settings)
+  q_BLHK, k_BLGK, v_BLGK = vectors
+  sharp_LHK = q_BLHK[0] * (0.7 * np.log(np.arange(L) + 1))[:, None, None]
+  exact_LHK = by_pairs(
+    sharp_LHK, k_BLGK[0], v_BLGK[0], lambda m, n: DISTANCE[name](m, n, **settings)
+  )
+  for form in ('dense', 'tiled'):
+    out_BLHK = run(position, spectrum, *vectors, form, params=params)
+    np.testing.assert_allclose(out_BLHK[0], exact_LHK, atol=4 * tolerance(L))
+
+
 def test_queries_past_the_trained_length_are_sharpened_by_the_logarithm(vectors, tolerance):
   """log_n is a factor on queries; within the trained length there is none."""
   spectrum = extended(ROPE, 'log_n', {})
