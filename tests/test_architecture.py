@@ -30,7 +30,7 @@ MAY_IMPORT = {
   'posjax.composition': 'attend positions',
   'posjax.recurrence': 'attend',
   'posjax.sampling': '',
-  'posjax.remapping': 'attend extension positions',
+  'posjax.remapping': 'attend composition extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'attend attention extension linear norm positions',
   'posjax.moe': 'activation linear norm',
