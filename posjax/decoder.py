@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from posjax import composition, sampling
@@ -18,6 +19,7 @@ from posjax.attend import FORMS, Choice, Mask, Rows
 from posjax.attention import Attention, Layer, choose_form
 from posjax.extension import Spectrum, each, extend, spectra
 from posjax.linear import project, recomputed
+from posjax.moe import Experts, Routing
 from posjax.norm import NORMS
 from posjax.positions import Dims, Scheme, merged
 
@@ -72,7 +74,24 @@ class PlainMLP(nn.Module):
     return project(gelu(project(x_BLD, up_DM)), down_MD)
 
 
-MLPS = {'gated': GatedMLP, 'plain': PlainMLP}
+class MixedMLP(nn.Module):
+  """The sum of shared experts, which are one gated MLP, and of the routed ones (posjax/moe.py)."""
+
+  routing: Routing
+  output_scale: float
+  mesh: Mesh | None
+
+  @nn.compact
+  def __call__(self, x_BLD, real_BL=None):
+    r, scale = self.routing, self.output_scale
+    experts = Experts(r, activate=gated, output_scale=scale, mesh=self.mesh, name='experts')
+    out_BLD = experts(x_BLD, real_BL)
+    if r.shared:
+      out_BLD += GatedMLP(r.shared * r.width, scale, name='shared')(x_BLD)
+    return out_BLD
+
+
+MLPS = {'gated': GatedMLP, 'plain': PlainMLP, 'experts': MixedMLP}
 
 
 class Block(nn.Module):
@@ -103,8 +122,11 @@ class Block(nn.Module):
     if self.layer.segment is not None:
       past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
     x_BLD += attention(attention_norm(x_BLD), (params, spectrum), rows_B, past_BLD)
-    mlp = MLPS[m.mlp](m.mlp_width, output_scale, name='mlp')
-    return x_BLD + mlp(norm(name='mlp_norm')(x_BLD)), None
+    y_BLD, kind = norm(name='mlp_norm')(x_BLD), self.layer.mlp or m.mlp
+    if kind == 'experts':
+      real_BL = None if rows_B.segment_L is None else rows_B.segment_L > 0
+      return x_BLD + MixedMLP(m.experts, output_scale, m.mesh, name='mlp')(y_BLD, real_BL), None
+    return x_BLD + MLPS[kind](m.mlp_width, output_scale, name='mlp')(y_BLD), None
 
 
 class Period(nn.Module):
@@ -126,6 +148,8 @@ class Decoder(nn.Module):
 
   pattern: how its layers know positions, repeated over the depth; usually one for all.
   length: tokens of a training row, which some schemes need to size their tables.
+  experts: of the layers whose MLP is that, else None.
+  mesh: of the devices that experts lie on; None: one device.
 
   Parameters are float32, one stacked array per weight for all repetitions of the pattern: they run
   as one scan, so compile time does not grow with depth. Layers left over, where the pattern does
@@ -148,6 +172,8 @@ class Decoder(nn.Module):
   dtype: str = 'auto'
   remat: str = 'none'
   attention: str = 'auto'
+  experts: Routing | None = None
+  mesh: Mesh | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -158,6 +184,11 @@ class Decoder(nn.Module):
       if getattr(self, field) not in allowed:
         raise ValueError(
           f"model.{field} = '{getattr(self, field)}' is unknown. Use one of: {', '.join(allowed)}."
+        )
+    for layer in self.pattern:
+      if (layer.mlp or self.mlp) not in MLPS:
+        raise ValueError(
+          f"A layer's mlp = '{layer.mlp}' is unknown. Use one of: {', '.join(MLPS)}."
         )
     for field in (
       'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
@@ -243,7 +274,7 @@ class Decoder(nn.Module):
     """`times` x the pattern, as one scan over stacked parameters."""
     stack = nn.scan(
       Period,
-      variable_axes={'params': 0, 'intermediates': 0},
+      variable_axes={'params': 0, 'intermediates': 0, 'loads': 0},
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=times,
@@ -306,19 +337,23 @@ def init_params(model: Decoder, key: jax.Array):
   return model.clone(attention='dense').init(key, tokens_BL, spectrum)['params']
 
 
-def build(config: ConfigDict) -> Decoder:
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   """The model of an experiment (configs/base.py, complete: with a vocabulary).
 
   Its tables have the length that its weights were first trained at, also where training goes on at
-  another one. Raises ValueError for an unknown scheme, hyperparameter or value.
+  another one. mesh: of the devices that it runs on, which experts must know.
+
+  Raises ValueError for an unknown scheme, hyperparameter or value.
   """
   settings = dict(config.model)
   mask = {key: settings.pop(key) for key in ('window', 'sinks', 'chunk')}
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
-  alike = {'position': config.position, 'extended': True, **mask, **cut}
+  alike = {'position': config.position, 'extended': True, 'mlp': settings['mlp'], **mask, **cut}
+  settings['experts'] = Routing(**settings['experts'])
   return Decoder(
     pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
     length=trained_length(config),
+    mesh=mesh,
     **settings,
   )
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
   'posjax.remapping': 'attend extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'attend attention extension linear norm positions',
-  'posjax.moe': 'linear norm',
+  'posjax.moe': '',
   'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '
   'sampling',
   'posjax.layers': 'decoder',
