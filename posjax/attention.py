@@ -20,8 +20,9 @@ from posjax.positions import Scheme
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-  """How one layer knows positions, and which keys its queries see.
+  """How one layer knows positions, which keys its queries see, and what it does with the rest.
 
+  mlp: of posjax/decoder.py; None: the model's.
   extended: whether a context extension changes the scheme's spectrum here, too.
   segment, memory: rows are read in segments of `segment` tokens; a query sees its own segment and
     the `memory` tokens before it, to which no gradient flows (Dai et al. 2019, arXiv:1901.02860,
@@ -34,6 +35,7 @@ class Layer:
   extended: bool = True
   segment: int | None = None
   memory: int = 0
+  mlp: str | None = None
 
   def __post_init__(self):
     if self.segment is None:

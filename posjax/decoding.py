@@ -103,7 +103,7 @@ def advance(
   rows_B = Rows(
     index_L=place_BS[0] if S > 1 else place_BS,
     pos_L=place_BS,
-    segment_L=jnp.where(jnp.arange(S) < count_B[:, None], 0, NOBODY),
+    segment_L=jnp.where(jnp.arange(S) < count_B[:, None], 1, NOBODY),
   )
   tokens_BY = jnp.concatenate([cache.tokens_BT, tokens_BS], axis=1)
   place_BY = start_B[:, None] + jnp.arange(-T, S)
