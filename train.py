@@ -143,9 +143,9 @@ def prepare(config: ConfigDict, begin: int = 0) -> Job:
   ):  # fmt: skip
     if flat[key] is None or flat[key] < 1:
       raise ValueError(f'{key} = {flat[key]}. Set --config.{key} to a whole number >= 1.')
-  model = build(config)
-  describe_attention(model, config.train.length, packed=True)  # refuses a form that cannot be
   mesh = sharding.make_mesh(config.mesh)
+  model = build(config, mesh)
+  describe_attention(model, config.train.length, packed=True)  # refuses a form that cannot be
   spectrum = as_trained(model, config)
   if config.sampling.name != 'none' and config.data.positions != 'context':
     raise ValueError(
@@ -312,6 +312,7 @@ class Meter:
       values['tokens_per_second'] = rate
       if self.peak is not None:
         values['mfu'] = rate * self.flops / (self.peak * jax.device_count())
+    values |= {name: float(value) for name, value in measured.items() if name.startswith('load_')}
     self.first = False
     return values
 

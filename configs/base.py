@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.position = ConfigDict({'name': 'none'})
 
   # A pattern of layers, repeated over the depth: what each sets differently, of the keys position,
-  # extended, window, sinks, chunk, segment and memory. None: all layers are alike.
+  # extended, window, sinks, chunk, segment, memory and mlp. None: all layers are alike.
   config.layers = None
 
   # Positions to train on other than 0, 1, 2, ...: a class of posjax/sampling.py and its settings.
@@ -47,7 +47,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.chunk = None  # tokens; keys of other chunks of the document are not seen
   config.model.segment = None  # tokens; rows are read segment by segment, each with a ...
   config.model.memory = 0  # ... memory of so many tokens before it, which learn nothing from it
-  config.model.mlp = 'gated'  # 'gated' (three matrices) or 'plain' (two)
+  config.model.mlp = 'gated'  # 'gated' (three matrices), 'plain' (two) or 'experts'
   config.model.activation = None  # 'silu', 'gelu', 'gelu_tanh', 'relu' or 'relu2'; None: silu
   # where the MLP is gated (SwiGLU), gelu_tanh where it is plain (GPT-2's)
   config.model.mlp_width = 688  # 8/3 of width to a multiple of 16: as many weights as plain 4x
@@ -66,6 +66,20 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.dtype = 'auto'  # of activations: bfloat16 on accelerators, float32 on CPU
   config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)
   config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'
+
+  # Of layers whose mlp is 'experts' (posjax/moe.py); their experts' MLPs are gated.
+  config.model.experts = ConfigDict()
+  config.model.experts.count = 16  # that a layer's tokens are routed to
+  config.model.experts.chosen = 3  # of them, that a token passes through
+  config.model.experts.shared = 1  # that every token passes through beside them
+  config.model.experts.width = 172  # of each; mlp_width = (chosen + shared) x width: equal FLOPs
+  config.model.experts.scores = 'sigmoid'  # of an expert: 'sigmoid' (DeepSeek-V3), 'softmax' (V2)
+  config.model.experts.groups = 1  # of equal size; those of one group share a node, say
+  config.model.experts.groups_chosen = 1  # that a token's experts may be of
+  config.model.experts.group_best = 2  # a group is worth the sum of its so many best; V2: 1
+  config.model.experts.normalise = True  # the chosen experts' weights sum to 1 ...
+  config.model.experts.scale = 1.0  # ... times this; V3: 2.5
+  config.model.experts.form = 'auto'  # 'auto', 'dense' (the definition), 'tiled' or 'ragged'
 
   config.data = ConfigDict()
   config.data.name = 'sotu'  # 'sotu' (embedded), 'text' (your files), 'tfds:NAME[/CONFIG]', or
@@ -100,6 +114,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.train.b2 = 0.95  # shorter memory than Adam's 0.999: usual for language models
   config.train.clip = 1.0  # largest global norm of the gradient; None clips nothing
   config.train.z_loss = 0.0  # weight of log(Z)^2, which keeps logits from drifting; 1e-4 is usual
+  config.train.balance_rate = 1e-3  # that experts' routing biases move by in a step: DeepSeek-V3's
+  config.train.balance_loss = 0.0  # weight of each layer's load-balance loss; V3: 1e-4, V2: 3e-3
   config.train.loss_chunk = None  # tokens whose logits exist at once; None lets memory decide
 
   # Devices along each axis; -1 takes what is left. The product must be the number of devices.
@@ -142,6 +158,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
   config.model.kv_heads = min(config.model.kv_heads, 4)
   config.model.head_width = 8
   config.model.mlp_width = 64
+  config.model.experts.width = 16
   config.train.length = 32
   config.train.batch = 4
   config.train.steps = 6

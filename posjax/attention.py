@@ -20,8 +20,9 @@ from posjax.positions import Scheme
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-  """How one layer knows positions, and which keys its queries see.
+  """How one layer knows positions, which keys its queries see, and what it does with the rest.
 
+  mlp: of posjax/decoder.py; None: the model's.
   extended: whether a context extension changes the scheme's spectrum here, too.
   segment, memory: rows are read in segments of `segment` tokens; a query sees its own segment and
     the `memory` tokens before it, to which no gradient flows (Dai et al. 2019, arXiv:1901.02860,
@@ -34,6 +35,7 @@ class Layer:
   extended: bool = True
   segment: int | None = None
   memory: int = 0
+  mlp: str | None = None
 
   def __post_init__(self):
     if self.segment is None:
@@ -98,10 +100,11 @@ class Attention(nn.Module):
   output_scale: float = 1.0
 
   @nn.compact
-  def __call__(self, x_BLD, position, rows_B: Rows, past_BLD=None):
-    """out_BLD. position: the scheme's (parameters, spectrum); rows_B: positions and segments.
+  def __call__(self, x_BLD, position, rows_B: Rows, past_BLD=None, cache=None):
+    """(out_BLD, cache). position: the scheme's (parameters, spectrum); rows_B: positions, segments.
 
     past_BLD: with segments, the same tokens as those after theirs see them.
+    cache: what is kept of the tokens before these (posjax/cache.py); None: there are none.
     """
     D, H, G, K = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
     near = nn.initializers.normal(D**-0.5)
@@ -131,13 +134,15 @@ class Attention(nn.Module):
     k_BLGK, v_BLGK = keys_and_values(x_BLD)
     # Kept for whoever applies the model with mutable='intermediates'; otherwise nothing happens.
     self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLGK))
-    out_BLHK = position_and_attend(
-      self.layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGK, rows_B, self.form, past
-    )
+    vectors = x_BLD, q_BLHK, k_BLGK, v_BLGK
+    if cache is None:
+      out_BLHK = position_and_attend(self.layer, position, *vectors, rows_B, self.form, past)
+    else:
+      out_BLHK, cache = cache.attend(self.layer, position, *vectors, rows_B, scale=K**-0.5)
     spread = nn.initializers.normal(self.output_scale * (H * K) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * K, D))
     output_bias_D = self.param('output_bias_D', zeros, (D,)) if 'output' in self.biases else None
-    return affine(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD, output_bias_D)
+    return affine(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD, output_bias_D), cache
 
 
 def position_and_attend(

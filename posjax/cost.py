@@ -42,20 +42,28 @@ def count_parameters(params: Any) -> dict[str, int]:
 def flops_per_token(model: Decoder, params: Any, length: int) -> float:
   """Training FLOPs per token: forward, and twice that backward; recomputation is not counted.
 
-  2 per weight of a matrix and token, and 4 K per head and visible key (q . k and p v). Causal
+  2 per weight of a matrix and token, of routed experts those of the chosen ones, and 4 K per head
+  and visible key (q . k and p v). Causal
   attention is counted half: a query sees (L + 1) / 2 keys on average, or its window.
   """
   visible = [visible_keys(layer, length) for layer in model.pattern]
   keys = sum(visible[n % len(visible)] for n in range(model.layers))
   attention = 4 * model.heads * model.head_width * keys
   weights = sum(
-    int(np.prod(leaf.shape))
+    active(model, path[-1].key, leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if re.search(r'_(DV|DX|DM|XD|MD)$', path[-1].key)
+    if re.search(r'_(DV|DX|DM|XD|MD|DE|EDM|EMD)$', path[-1].key)
   )
   if model.tied:
     weights += model.width * model.vocabulary
   return 3 * (2 * weights + attention)
+
+
+def active(model: Decoder, name: str, array: Any) -> int:
+  """Numbers of a parameter that a token meets: of routed experts, those it chooses."""
+  size = int(np.prod(array.shape))
+  routed = re.search(r'_(EDM|EMD)$', name)
+  return size // model.experts.count * model.experts.chosen if routed else size
 
 
 def visible_keys(layer: Layer, length: int) -> float:

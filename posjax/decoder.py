@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from posjax import composition, sampling
@@ -19,6 +20,7 @@ from posjax.attend import FORMS, Choice, Mask, Rows
 from posjax.attention import Attention, Layer, choose_form
 from posjax.extension import Spectrum, each, extend, spectra
 from posjax.linear import affine
+from posjax.moe import Experts, Routing
 from posjax.norm import NORMS, make_norm
 from posjax.positions import Dims, Scheme, merged
 
@@ -72,9 +74,28 @@ class PlainMLP(nn.Module):
     return affine(activate(self.activation, up_BLM), down_MD, bias('down_bias_D', D))
 
 
+class MixedMLP(nn.Module):
+  """The sum of shared experts, which are one gated MLP, and of the routed ones (posjax/moe.py)."""
+
+  routing: Routing
+  output_scale: float
+  activation: str
+  mesh: Mesh | None
+
+  @nn.compact
+  def __call__(self, x_BLD, real_BL=None):
+    r, scale, activate = self.routing, self.output_scale, functools.partial(gate, self.activation)
+    experts = Experts(r, activate=activate, output_scale=scale, mesh=self.mesh, name='experts')
+    out_BLD = experts(x_BLD, real_BL)
+    if r.shared:
+      shared = GatedMLP(r.shared * r.width, scale, self.activation, name='shared')
+      out_BLD += shared(x_BLD)
+    return out_BLD
+
+
 ZEROS = nn.initializers.zeros
-MLPS = {'gated': GatedMLP, 'plain': PlainMLP}
-USUAL = {'gated': 'silu', 'plain': 'gelu_tanh'}  # activation of each
+MLPS = {'gated': GatedMLP, 'plain': PlainMLP, 'experts': MixedMLP}
+USUAL = {'gated': 'silu', 'plain': 'gelu_tanh', 'experts': 'silu'}  # activation of each
 BIASES = ('qkv', 'output', 'mlp', 'head')
 RESIDUALS = ('sequential', 'parallel', 'parallel_shared')
 # Where a block normalises: what goes into its two parts, what comes out of them, the sums.
@@ -96,7 +117,8 @@ class Block(nn.Module):
   layer: Layer
 
   @nn.compact
-  def __call__(self, x_BLD, position, rows_B):
+  def __call__(self, x_BLD, position, rows_B, cache=None):
+    """(x_BLD, cache): without a cache of the tokens before these, None."""
     m = self.model
 
     def norm(part: str, place: str = 'input'):
@@ -122,20 +144,31 @@ class Block(nn.Module):
       name='attention',
     )
     attention_norm, past_BLD = norm('attention'), None
-    if self.layer.segment is not None:
+    if self.layer.segment is not None and cache is None:
       past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
     y_BLD = attention_norm(x_BLD)
-    out_BLD = attention(y_BLD, (params, spectrum), rows_B, past_BLD)
+    out_BLD, cache = attention(y_BLD, (params, spectrum), rows_B, past_BLD, cache)
     out_BLD = norm('attention', 'output')(out_BLD)
-    activation = m.activation or USUAL[m.mlp]
-    mlp = MLPS[m.mlp](m.mlp_width, output_scale, activation, 'mlp' in m.biases, name='mlp')
+    mlp = make_mlp(m, self.layer, output_scale, rows_B)
     if m.residual == 'sequential':
       x_BLD = norm('attention', 'sum')(x_BLD + out_BLD)
       out_BLD = mlp(norm('mlp')(x_BLD))
-      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), None
+      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), cache
     if m.residual == 'parallel':
       y_BLD = norm('mlp')(x_BLD)
-    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), None
+    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), cache
+
+
+def make_mlp(model: 'Decoder', layer: Layer, output_scale: float, rows_B: Rows) -> Callable:
+  """What a block has beside attention, of its layer's kind."""
+  kind = layer.mlp or model.mlp
+  activation = model.activation or USUAL[kind]
+  if kind != 'experts':
+    biased = 'mlp' in model.biases
+    return MLPS[kind](model.mlp_width, output_scale, activation, biased, name='mlp')
+  real_BL = None if rows_B.segment_L is None else rows_B.segment_L > 0
+  experts = MixedMLP(model.experts, output_scale, activation, model.mesh, name='mlp')
+  return functools.partial(experts, real_BL=real_BL)
 
 
 class Period(nn.Module):
@@ -157,6 +190,8 @@ class Decoder(nn.Module):
 
   pattern: how its layers know positions, repeated over the depth; usually one for all.
   length: tokens of a training row, which some schemes need to size their tables.
+  experts: of the layers whose MLP is that, else None.
+  mesh: of the devices that experts lie on; None: one device.
 
   Parameters are float32, one stacked array per weight for all repetitions of the pattern: they run
   as one scan, so compile time does not grow with depth. Layers left over, where the pattern does
@@ -186,6 +221,8 @@ class Decoder(nn.Module):
   dtype: str = 'auto'
   remat: str = 'none'
   attention: str = 'auto'
+  experts: Routing | None = None
+  mesh: Mesh | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -199,6 +236,13 @@ class Decoder(nn.Module):
         raise ValueError(
           f"model.{field} = '{getattr(self, field)}' is unknown. Use one of: {', '.join(allowed)}."
         )
+    for layer in self.pattern:
+      if (layer.mlp or self.mlp) not in MLPS:
+        raise ValueError(
+          f"A layer's mlp = '{layer.mlp}' is unknown. Use one of: {', '.join(MLPS)}."
+        )
+      if (layer.mlp or self.mlp) == 'experts' and 'mlp' in self.biases:
+        raise ValueError("Experts have no biases. Leave 'mlp' out of model.biases.")
     for field in (
       'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
     ):
@@ -295,7 +339,7 @@ class Decoder(nn.Module):
     """`times` x the pattern, as one scan over stacked parameters."""
     stack = nn.scan(
       Period,
-      variable_axes={'params': 0, 'intermediates': 0},
+      variable_axes={'params': 0, 'intermediates': 0, 'loads': 0},
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=times,
@@ -322,6 +366,17 @@ class Decoder(nn.Module):
     layers = zip(self.pattern, spectrum, strict=True)
     if any(layer.under(one, self.scale).mask.counts_from_begin for layer, one in layers):
       rows_B = rows_B.with_begin()
+    x_BLD, positions = self.begin(tokens_BL, spectrum, positions_BL)
+    whole, rest = divmod(self.layers, len(self.pattern))
+    if whole:
+      x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
+    if rest:
+      x_BLD, _ = self.rest(x_BLD, positions[:rest], rows_B)
+    return self.end(x_BLD)
+
+  def begin(self, tokens_BL, spectrum, positions_BL):
+    """What enters the first layer, x_BLD, and what each layer of the pattern knows of positions:
+    (learned by its scheme for all layers, spectrum)."""
     positions = tuple(
       (self.shared[self.schemes.index(layer.scheme)], one)
       for layer, one in zip(self.pattern, spectrum, strict=True)
@@ -330,12 +385,10 @@ class Decoder(nn.Module):
     scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
     x_BLD = (self.embedding_VD[tokens_BL] * scale).astype(self.compute_dtype)
     embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
-    x_BLD = self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL))
-    whole, rest = divmod(self.layers, len(self.pattern))
-    if whole:
-      x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
-    if rest:
-      x_BLD, _ = self.rest(x_BLD, positions[:rest], rows_B)
+    return self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)), positions
+
+  def end(self, x_BLD):
+    """hidden_BLD of what leaves the last layer."""
     return self.final_norm(x_BLD)
 
   def logits(self, hidden_BLD):
@@ -359,19 +412,23 @@ def init_params(model: Decoder, key: jax.Array):
   return model.clone(attention='dense').init(key, tokens_BL, spectrum)['params']
 
 
-def build(config: ConfigDict) -> Decoder:
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   """The model of an experiment (configs/base.py, complete: with a vocabulary).
 
   Its tables have the length that its weights were first trained at, also where training goes on at
-  another one. Raises ValueError for an unknown scheme, hyperparameter or value.
+  another one. mesh: of the devices that it runs on, which experts must know.
+
+  Raises ValueError for an unknown scheme, hyperparameter or value.
   """
   settings = dict(config.model)
   mask = {key: settings.pop(key) for key in ('window', 'sinks', 'chunk')}
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
-  alike = {'position': config.position, 'extended': True, **mask, **cut}
+  alike = {'position': config.position, 'extended': True, 'mlp': settings['mlp'], **mask, **cut}
+  settings['experts'] = Routing(**settings['experts'])
   return Decoder(
     pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
     length=trained_length(config),
+    mesh=mesh,
     **settings,
   )
 

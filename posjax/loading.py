@@ -34,7 +34,8 @@ def load(workdir: str | Path) -> Loaded:
   workdir = Path(workdir).expanduser()
   experiment = run.load_config(workdir)
   config = phases.last(experiment)
-  model, mesh = build(config), sharding.nearest_mesh(config.mesh)
+  mesh = sharding.nearest_mesh(config.mesh)
+  model = build(config, mesh)
   shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   like = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

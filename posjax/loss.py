@@ -20,6 +20,11 @@ def token_losses(model: Decoder, params, spectrum: Any, batch: dict, **settings)
 
   Both are 0 where no target counts (`counted`). The arguments are those of `by_target`.
   """
+  return token_losses_and_loads(model, params, spectrum, batch, **settings)[0]
+
+
+def token_losses_and_loads(model: Decoder, params, spectrum: Any, batch: dict, **settings) -> tuple:
+  """What `token_losses` returns, and how the layers' experts were loaded (posjax/moe.py)."""
 
   def nats(logits_BNV, targets_BN):
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
@@ -27,7 +32,8 @@ def token_losses(model: Decoder, params, spectrum: Any, batch: dict, **settings)
     return log_z_BN - target_BN, log_z_BN
 
   counted_BL = counted(batch)
-  return tuple(x * counted_BL for x in by_target(nats, model, params, spectrum, batch, **settings))
+  both, loads = by_target(nats, model, params, spectrum, batch, **settings)
+  return tuple(x * counted_BL for x in both), loads
 
 
 def token_hits(model: Decoder, params, spectrum: Any, batch: dict, **settings) -> jax.Array:
@@ -40,7 +46,7 @@ def token_hits(model: Decoder, params, spectrum: Any, batch: dict, **settings) -
     right_BN = jnp.argmax(logits_BNV, axis=-1) == targets_BN
     return jnp.where(jnp.isnan(logits_BNV).any(-1), jnp.nan, right_BN.astype(jnp.float32))
 
-  hit_BL = by_target(hits, model, params, spectrum, batch, **settings)
+  hit_BL, _ = by_target(hits, model, params, spectrum, batch, **settings)
   return jnp.where(counted(batch), hit_BL, 1.0)
 
 
@@ -49,6 +55,13 @@ def counted(batch: dict) -> jax.Array:
   target is negative, which is a token to read and not to predict."""
   real_BL = batch['targets'] >= 0
   return real_BL if batch['segments'] is None else real_BL & (batch['segments'] > 0)
+
+
+def real(batch: dict) -> jax.Array:
+  """Whether each token is one, [B, L]: segment 0 is padding."""
+  if batch['segments'] is None:
+    return jnp.ones(batch['tokens'].shape, bool)
+  return batch['segments'] > 0
 
 
 def by_target(
@@ -60,8 +73,9 @@ def by_target(
   *,
   chunk: int | None = None,
   contiguous: bool = True,
-) -> Any:
-  """What `measure`, (logits_BNV, targets_BN) -> arrays [B, N], says of each target, as [B, L].
+) -> tuple[Any, Any]:
+  """What `measure`, (logits_BNV, targets_BN) -> arrays [B, N], says of each target, as [B, L]; and
+  how the layers' experts were loaded.
 
   batch: int32 arrays [B, L] `tokens`, `targets`, `positions` and `segments` (rows of
     posjax.data.Stream). `segments` may be None: every row is one document.
@@ -69,7 +83,7 @@ def by_target(
     computed again in the derivative.
   contiguous: positions rise by one within a segment, as those of a Stream do.
   """
-  hidden_BLD = model.apply(
+  hidden_BLD, kept = model.apply(
     {'params': params},
     batch['tokens'],
     spectrum,
@@ -77,7 +91,9 @@ def by_target(
     batch['segments'],
     contiguous=contiguous,
     method='hidden',
+    mutable=['loads'],
   )
+  loads = kept.get('loads', {})
   B, L, D = hidden_BLD.shape
 
   def measured(hidden_BND, targets_BN):
@@ -87,11 +103,12 @@ def by_target(
   # Chunks are cut along L, so that each holds every row and stays sharded as the batch is.
   N = max(1, (chunk or CHUNK_BYTES // (4 * model.vocabulary)) // B)
   if N >= L:
-    return measured(hidden_BLD, batch['targets'])
+    return measured(hidden_BLD, batch['targets']), loads
   count = math.ceil(L / N)
   N = math.ceil(L / count)
   pad = [(0, 0), (0, count * N - L)]
   hidden_CBND = jnp.pad(hidden_BLD, [*pad, (0, 0)]).reshape(B, count, N, D).swapaxes(0, 1)
   targets_CBN = jnp.pad(batch['targets'], pad).reshape(B, count, N).swapaxes(0, 1)
   parts = jax.lax.map(lambda part: jax.checkpoint(measured)(*part), (hidden_CBND, targets_CBN))
-  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, count * N)[:, :L], parts)
+  whole = lambda x: x.swapaxes(0, 1).reshape(B, count * N)[:, :L]
+  return jax.tree.map(whole, parts), loads

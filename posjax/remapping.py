@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from posjax.attend import Tile
 from posjax.attend.rows import anywhere
+from posjax.composition import Parts
 from posjax.extension import Far, spectra
 from posjax.positions import Scheme
 
@@ -66,6 +67,14 @@ class Remapped(Scheme):
     key = dataclasses.replace(key, features_L=theirs)
     return self.scheme.prepare(params, spectrum, key, J), turned
 
+  @property
+  def features_read(self) -> int:
+    return self.scheme.features_read
+
+  def continued(self, features_L, gap):
+    (own_L, turned), (theirs, _) = features_L, gap
+    return self.scheme.continued(own_L, theirs), turned
+
   def temperature(self, spectrum, heads):
     return self.scheme.temperature(spectrum, heads)
 
@@ -73,8 +82,8 @@ class Remapped(Scheme):
     own = self.scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
     turned = [
       (
-        self.scheme.query(params, spectrum, q_LHK, query_L),
-        self.scheme.key(params, spectrum, k_LGK, key_L),
+        moved(self.scheme, 'query', params, spectrum, q_LHK, rows.pos_L, query_L),
+        moved(self.scheme, 'key', params, spectrum, k_LGK, rows.pos_L, key_L),
       )
       for query_L, key_L in far_of(spectrum).places(rows.pos_L)
     ]
@@ -99,6 +108,18 @@ class Remapped(Scheme):
   def turned(self, tile: Tile):
     """(q_IHK, k_JGK) for each kind of far pair."""
     return zip(tile.query.features_L[1], tile.key.features_L[1], strict=True)
+
+
+def moved(scheme: Scheme, hook: str, params, spectrum, x_LHK, pos_L, far_L):
+  """Queries, or keys, by the scheme's hook: what rotates has them at far_L, whatever else acts on
+  them where they are, at pos_L."""
+  if not isinstance(scheme, Parts):
+    place_L = pos_L if spectrum.far is None else far_L
+    return getattr(scheme, hook)(params, spectrum, x_LHK, place_L)
+  return scheme.through(x_LHK, [
+    lambda x_LHK, each=each: moved(each[0], hook, *each[1:], x_LHK, pos_L, far_L)
+    for each in scheme.each(params, spectrum)
+  ])
 
 
 def own(tile: Tile) -> Tile:

@@ -29,6 +29,7 @@ MAY_CHANGE = (
   ('model.attention', True, 'another form of the same function'),
   ('model.remat', True, 'memory against time'),
   ('model.dtype', True, 'of activations; parameters are float32 either way'),
+  ('model.experts.form', True, 'another form of the same function'),
   ('model.*', False, 'the stored parameters belong to another model'),
   ('position.*', False, 'the stored parameters were trained with another scheme'),
   ('layers', False, 'the stored parameters belong to another pattern of layers'),

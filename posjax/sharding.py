@@ -2,7 +2,7 @@
 
   data    copies of the model, each with its part of the batch
   fsdp    parts of the batch too, and parts of every matrix (fully sharded data parallelism)
-  tensor  parts of every matrix: heads, MLP units, vocabulary
+  tensor  parts of every matrix: heads, MLP units, experts, vocabulary
 """
 
 import math
@@ -26,6 +26,9 @@ RULES = (
   (r'_VD$|_XD$|_MD$', P('tensor', 'fsdp')),  # embedding; attention output; down
   (r'(scale|bias)_D$', P()),  # of norms; biases of what is added to the residual stream
   (r'bias_(X|M|V)$', P('tensor')),
+  (r'_EDM$', P('tensor', 'fsdp', None)),  # experts, each whole along tensor: gate, up
+  (r'_EMD$', P('tensor', None, 'fsdp')),  # down
+  (r'router_DE$|bias_E$', P()),  # small, and every device chooses for its tokens
   (r'\b(count|step)$', P()),  # of the optimizer
 )
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from posjax import sampling
+from posjax import moe, sampling
 from posjax.decoder import Decoder, init_params
-from posjax.loss import counted, token_losses
+from posjax.loss import counted, real, token_losses_and_loads
 
 
 @functools.partial(
@@ -107,17 +107,20 @@ def make_step(
   """step(state, spectrum, batch) -> (state, metrics), pure.
 
   The loss is the mean over the batch's targets, in nats per token, plus z_loss * mean(log_z^2)
-  (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, sec. 5). Cutting the batch into parts changes
-  memory and the order of sums, nothing else: they are divided by the whole batch's targets.
+  (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, sec. 5) + balance_loss * the load-balance loss of
+  each layer of experts, whose routing biases the step then moves by their loads. Cutting the batch
+  into parts changes memory and the order of sums, nothing else: they are divided by the whole
+  batch's targets.
 
   What is drawn at random, by `sampler` and by the schemes (`Scheme.sample`), is a function of the
   seed and the step.
 
-  metrics: loss (nats per token, without the z part), gradient_norm (before clipping).
+  metrics: loss (nats per token, without the other parts), gradient_norm (before clipping), and with
+  experts their loads (`moe.statistics`).
   """
 
-  def sums(params, spectrum, batch):
-    loss_BL, log_z_BL = token_losses(
+  def sums(params, spectrum, batch, share):
+    (loss_BL, log_z_BL), loads = token_losses_and_loads(
       model,
       params,
       spectrum,
@@ -126,18 +129,23 @@ def make_step(
       contiguous=sampler == sampling.PLAIN,
     )
     nats = loss_BL.sum()
-    return nats + train.z_loss * jnp.square(log_z_BL).sum(), nats
+    total = nats + train.z_loss * jnp.square(log_z_BL).sum()
+    for _, _, imbalance_X in moe.layers(loads):
+      total += train.balance_loss * share * imbalance_X.sum()
+    return total, (nats, loads)
 
-  def gradients(params, spectrum, batch):
+  def gradients(params, spectrum, batch, share):
     grad = jax.grad(sums, has_aux=True)
     if train.accumulate == 1:
-      return grad(params, spectrum, batch)
+      return grad(params, spectrum, batch, share)
     # Part a takes rows a, a + A, ...: each device's rows stay where they are.
     parts = jax.tree.map(
       lambda x: x.reshape(-1, train.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
     )
-    zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
-    add = lambda total, part: (jax.tree.map(jnp.add, total, grad(params, spectrum, part)), None)
+    of_part = lambda part: grad(params, spectrum, part, share)
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)
     return jax.lax.scan(add, zero, parts)[0]
 
   def step(state, spectrum, batch):
@@ -146,15 +154,18 @@ def make_step(
     )
     batch = batch | {'positions': sampler(position_key, batch['positions'])}
     spectrum = model.sample(spectrum, spectrum_key)
-    grads, nats = gradients(state.params, spectrum, batch)
-    count = jnp.maximum(counted(batch).sum(), 1)
+    count, tokens = (jnp.maximum(f(batch).sum(), 1) for f in (counted, real))
+    # Loads are of tokens, be they read or learned, but the sums will be divided by the targets.
+    grads, (nats, loads) = gradients(state.params, spectrum, batch, count / tokens)
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
     new = State(
-      params=optax.apply_updates(state.params, updates),
+      params=moe.balance(params, loads, train.balance_rate),
       optimizer=optimizer_state,
       step=state.step + 1,
     )
-    return new, {'loss': nats / count, 'gradient_norm': optax.tree.norm(grads)}
+    measured = {'loss': nats / count, 'gradient_norm': optax.tree.norm(grads)}
+    return new, measured | moe.statistics(loads, tokens)
 
   return step

@@ -30,14 +30,15 @@ MAY_IMPORT = {
   'posjax.composition': 'attend positions',
   'posjax.recurrence': 'attend',
   'posjax.sampling': '',
-  'posjax.cache': 'attend extension positions',
-  'posjax.remapping': 'attend extension positions',
+  'posjax.remapping': 'attend composition extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'attend attention extension linear norm positions',
   'posjax.moe': 'activation linear norm',
-  'posjax.decoder': 'activation attend attention cache composition extension latent linear moe '
+  'posjax.decoder': 'activation attend attention composition extension latent linear moe '
   'norm positions sampling',
+  'posjax.cache': 'attend attention positions',
   'posjax.layers': 'decoder',
+  'posjax.decoding': 'attend cache decoder layers',
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
   'posjax.cost': 'attend attention decoder',

@@ -14,6 +14,7 @@ from posjax.attend import Rows
 from posjax.attention import Layer, position_and_attend
 from posjax.decoder import Decoder
 from posjax.extension import extend
+from posjax.extension.far import Grouped
 from posjax.positions import Dims
 
 L, H, G, K, THETA, TRAINED = 24, 4, 2, 8, 100.0, 12
@@ -82,16 +83,19 @@ def turned(x_K, distance):
 
 def by_pairs(q_LHK, k_LGK, v_LGK, distance):
   """Causal attention whose logits are those of `distance(m, n)`, None: not seen."""
-  out_LHK = np.zeros((len(q_LHK), H, K))
+  return np.stack([one_query(m, q_LHK, k_LGK, v_LGK, distance) for m in range(len(q_LHK))])
+
+
+def one_query(m, q_LHK, k_LGK, v_LGK, distance):
+  out_HK = np.zeros((H, K))
+  seen = [n for n in range(m + 1) if distance(m, n) is not None]
   for h in range(H):
-    for m in range(len(q_LHK)):
-      seen = [n for n in range(m + 1) if distance(m, n) is not None]
-      s = np.array([
-        turned(q_LHK[m, h], distance(m, n)) @ k_LGK[n, h // (H // G)] / math.sqrt(K) for n in seen
-      ])
-      p = np.exp(s - s.max())
-      out_LHK[m, h] = p / p.sum() @ v_LGK[seen, h // (H // G)]
-  return out_LHK
+    s = np.array([
+      turned(q_LHK[m, h], distance(m, n)) @ k_LGK[n, h // (H // G)] / math.sqrt(K) for n in seen
+    ])
+    p = np.exp(s - s.max())
+    out_HK[h] = p / p.sum() @ v_LGK[seen, h // (H // G)]
+  return out_HK
 
 
 def run(position, spectrum, q_BLHK, k_BLGK, v_BLGK, form='tiled', segments_BL=None, params=None):
@@ -129,6 +133,31 @@ def test_attention_is_that_of_the_distances_of_the_paper(vectors, name, settings
     np.testing.assert_allclose(out_BLHK[b], exact_LHK, atol=4 * tolerance(L))
     plain_LHK = by_pairs(*one, lambda m, n: m - n)
     assert np.abs(exact_LHK - plain_LHK).max() > 0.05
+
+
+def test_groups_are_whole_at_every_size():
+  """A compiled floor(82 / 82) can be 0: the program multiplies with a rounded 1 / 82."""
+  pos_L = np.arange(600)
+  places = [jax.jit(lambda far, n=n: far.places(pos_L)[0][n]) for n in range(2)]
+  for size in range(1, 130):
+    far = Grouped(window=jnp.float32(3 * size), group=jnp.float32(size), whole=True)
+    np.testing.assert_array_equal(places[1](far), pos_L // size)
+    np.testing.assert_array_equal(places[0](far), pos_L // size + 3 * size - 3)
+
+
+def test_chunks_are_whole_at_every_size(rng):
+  """As above: within the attention of a row, the first token of a chunk belongs to it."""
+  chunk, settings = 82, {'reach': 100, 'local': 18}
+  q_BLHK, k_BLGK, v_BLGK = (rng.normal(size=(1, 170, n, K)).astype(np.float32) for n in (H, G, G))
+  spectrum = extend(
+    composition.make(ROPE).spectrum(DIMS), name='dual_chunk', trained_length=128, **settings
+  )
+  out_BLHK = run(ROPE, spectrum, q_BLHK, k_BLGK, v_BLGK)
+  for m in (chunk - 1, chunk, 2 * chunk):
+    exact_HK = one_query(
+      m, q_BLHK[0], k_BLGK[0], v_BLGK[0], lambda m, n: dual_chunk_distance(m, n, **settings)
+    )
+    np.testing.assert_allclose(out_BLHK[0, m], exact_HK, atol=1e-4)
 
 
 @pytest.mark.parametrize(('name', 'settings'), CASES, ids=IDS)
@@ -193,6 +222,23 @@ def test_other_schemes_that_rotate_have_near_and_far_keys_too(rng, vectors, posi
   plain_BLHK = on(plain, *vectors)
   np.testing.assert_allclose(on(near, *vectors), plain_BLHK, atol=4 * tolerance(L))
   assert np.abs(plain_BLHK - dense_BLHK).max() > 0.01
+
+
+@pytest.mark.parametrize('name', ['rerope', 'streaming'])
+def test_what_sharpens_queries_by_their_position_knows_where_they_are(vectors, name, tolerance):
+  """Far keys are seen from elsewhere by what rotates, alone: SSMax counts the keys there are."""
+  position = {'name': 'together', 'parts': (ROPE, {'name': 'ssmax', 'strength': 0.7})}
+  settings = {'window': 5} | ({'sinks': 2} if name == 'streaming' else {})
+  params = {'part_1': {'strength_H': jnp.full(H, 0.7)}}
+  spectrum = extended(position, name, settings)
+  q_BLHK, k_BLGK, v_BLGK = vectors
+  sharp_LHK = q_BLHK[0] * (0.7 * np.log(np.arange(L) + 1))[:, None, None]
+  exact_LHK = by_pairs(
+    sharp_LHK, k_BLGK[0], v_BLGK[0], lambda m, n: DISTANCE[name](m, n, **settings)
+  )
+  for form in ('dense', 'tiled'):
+    out_BLHK = run(position, spectrum, *vectors, form, params=params)
+    np.testing.assert_allclose(out_BLHK[0], exact_LHK, atol=4 * tolerance(L))
 
 
 def test_queries_past_the_trained_length_are_sharpened_by_the_logarithm(vectors, tolerance):

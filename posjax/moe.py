@@ -1,0 +1,404 @@
+"""Mixture of experts as DeepSeek's: a router, and experts of which each token passes through a few.
+
+Letters: B rows, L tokens, N = B L tokens, D model width, E experts, G groups of experts, C experts
+chosen for a token, A = N C rows for experts, M width of an expert, T rows of a tile.
+
+No token is dropped and no expert has a capacity: shapes depend on A alone, loops on what came.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+SCORES = {'sigmoid': jax.nn.sigmoid, 'softmax': functools.partial(jax.nn.softmax, axis=-1)}
+TILE = 64  # rows; 128 and 256 are no faster on two cores, and more of them are not an expert's own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Routing:
+  """What an experts' layer is made of, and how its router chooses. Fields: configs/base.py.
+
+  score[e] = sigmoid(x . router[:, e]), or the softmax over e. Of `groups` equal groups of experts
+  the `groups_chosen` best stay, a group being worth the sum of its `group_best` best scores; of
+  their experts the `chosen` best, each weighing its score, over the sum of the chosen ones' where
+  `normalise`, times `scale`. All choices are by score + bias, all weights by score alone.
+
+  DeepSeek-V2 (arXiv:2405.04434, sec. 2.2): softmax, group_best 1, not normalised, no shared bias
+  (all 0); its `greedy` is groups = 1. DeepSeek-V3 (arXiv:2412.19437, sec. 2.1.2): sigmoid,
+  group_best 2, normalised. V2's released code scales only weights that it does not normalise: a
+  checkpoint with both has scale 1. Experts of other groups cannot be chosen, as in DeepSeek's
+  inference code; transformers gives them the score 0, which beats a negative score + bias.
+
+  Raises ValueError for numbers that do not fit each other.
+  """
+
+  count: int
+  chosen: int
+  width: int
+  shared: int = 0
+  scores: str = 'sigmoid'
+  groups: int = 1
+  groups_chosen: int = 1
+  group_best: int = 2
+  normalise: bool = True
+  scale: float = 1.0
+  form: str = 'auto'
+
+  def __post_init__(self):
+    for field, allowed in {'scores': SCORES, 'form': ('auto', *FORMS)}.items():
+      if getattr(self, field) not in allowed:
+        raise ValueError(
+          f"experts.{field} = '{getattr(self, field)}' is unknown. "
+          f'Use one of: {", ".join(allowed)}.'
+        )
+    for field in ('count', 'chosen', 'width', 'groups', 'groups_chosen', 'group_best'):
+      if getattr(self, field) < 1:
+        raise ValueError(f'experts.{field} = {getattr(self, field)}. Use a whole number >= 1.')
+    if self.shared < 0:
+      raise ValueError(f'experts.shared = {self.shared}. Use 0 for none, or more.')
+    if self.count % self.groups:
+      raise ValueError(
+        f'{self.count} experts cannot be cut into {self.groups} equal groups. '
+        'Make experts.groups a divisor of experts.count.'
+      )
+    size = self.count // self.groups
+    if self.groups_chosen > self.groups:
+      raise ValueError(
+        f'{self.groups_chosen} groups cannot be chosen of {self.groups}. '
+        'Lower experts.groups_chosen to experts.groups or less.'
+      )
+    if self.chosen > self.groups_chosen * size:
+      raise ValueError(
+        f'A token cannot choose {self.chosen} experts of {self.groups_chosen * size}, which are in '
+        f'{self.groups_chosen} of {self.groups} groups. Lower experts.chosen, or raise '
+        'experts.count or experts.groups_chosen.'
+      )
+    if self.groups > 1 and self.group_best > size:
+      raise ValueError(
+        f'A group of {size} experts has no {self.group_best} best. Lower experts.group_best to '
+        f'{size} or less, or use fewer groups.'
+      )
+
+
+def choose(score_NE, bias_E, routing: Routing):
+  """chosen_NC, numbers of experts, the best first, and weight_NC, float32: `Routing`'s equations.
+
+  Of equal scores the expert of the lower number wins. The bias gets no gradient.
+  """
+  r = routing
+  worth_NE = jax.lax.stop_gradient(score_NE + bias_E)
+  if r.groups_chosen < r.groups:
+    worth_NGS = worth_NE.reshape(len(worth_NE), r.groups, -1)
+    worth_NG = jax.lax.top_k(worth_NGS, r.group_best)[0].sum(-1)
+    best_NX = jax.lax.top_k(worth_NG, r.groups_chosen)[1]
+    stays_NG = (best_NX[:, :, None] == jnp.arange(r.groups)).any(axis=1)
+    worth_NE = jnp.where(stays_NG[:, :, None], worth_NGS, -jnp.inf).reshape(worth_NE.shape)
+  chosen_NC = jax.lax.top_k(worth_NE, r.chosen)[1]
+  weight_NC = jnp.take_along_axis(score_NE, chosen_NC, axis=-1)
+  if r.normalise:
+    weight_NC /= weight_NC.sum(-1, keepdims=True) + 1e-20  # the authors', against 0 / 0
+  return chosen_NC, weight_NC * r.scale
+
+
+class Experts(nn.Module):
+  """The routed experts of a layer: out[n] = sum over the chosen e of weight[n, e] mlp[e](x[n]).
+
+  mlp[e](x) = activate(x gate[e], x up[e]) down[e], without biases. The router works in float32.
+
+  bias_E is a parameter that no gradient reaches: AdamW leaves it where it is, having neither a
+  gradient nor weight decay for it, and the training step moves it (`balance`). So it is saved,
+  restored, sharded and handed from phase to phase as every parameter is.
+
+  With a mesh each device computes its tokens' rows for its experts, which lie along the tensor
+  axis, and the outputs are summed over it: no token travels, as in a tensor-parallel MLP.
+
+  Sows into 'loads' count_E, tokens that chose each expert, and imbalance (`imbalance`).
+  """
+
+  routing: Routing
+  activate: Callable
+  output_scale: float
+  mesh: Mesh | None = None
+
+  @nn.compact
+  def __call__(self, x_BLD, real_BL=None):
+    """out_BLD. real_BL: False where a token is padding, which is routed, but not counted."""
+    r, (B, L, D) = self.routing, x_BLD.shape
+    E, M, C = r.count, r.width, r.chosen
+    near = nn.initializers.normal(D**-0.5)
+    router_DE = self.param('router_DE', near, (D, E))
+    bias_E = self.param('bias_E', nn.initializers.zeros, (E,))
+    gate_EDM = self.param('gate_EDM', near, (E, D, M))
+    up_EDM = self.param('up_EDM', near, (E, D, M))
+    spread = nn.initializers.normal(self.output_scale * M**-0.5)
+    down_EMD = self.param('down_EMD', spread, (E, M, D))
+    logit_BLE = jnp.matmul(
+      x_BLD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST
+    )
+    score_BLE = SCORES[r.scores](logit_BLE)
+    chosen_NC, weight_NC = choose(score_BLE.reshape(-1, E), bias_E, r)
+    chosen_BLC, weight_BLC = (x.reshape(B, L, C) for x in (chosen_NC, weight_NC))
+    if self.is_mutable_collection('loads'):
+      real_BL = jnp.ones((B, L), bool) if real_BL is None else real_BL
+      count_BE = counts(chosen_BLC, real_BL, E)
+      self.sow('loads', 'count_E', count_BE.sum(0))
+      self.sow('loads', 'imbalance', imbalance(score_BLE, count_BE, real_BL, C))
+    return routed(
+      x_BLD, chosen_BLC, weight_BLC, (gate_EDM, up_EDM, down_EMD), self.activate, r.form, self.mesh
+    )
+
+
+def routed(x_BLD, chosen_BLC, weight_BLC, matrices, activate: Callable, form: str, mesh):
+  """out_BLD of the experts (gate_EDM, up_EDM, down_EMD), on all devices of a mesh."""
+  mix = functools.partial(FORMS[pick(form)], activate=activate)
+
+  def local(x_BLD, chosen_BLC, weight_BLC, matrices, first):
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    out_ND = mix(flat(x_BLD), flat(chosen_BLC) - first, flat(weight_BLC), *matrices)
+    return out_ND.reshape(x_BLD.shape)
+
+  if mesh is None or mesh.size == 1:
+    return local(x_BLD, chosen_BLC, weight_BLC, matrices, 0)
+
+  batch = ('data', 'fsdp')
+  if len(x_BLD) % (mesh.shape['data'] * mesh.shape['fsdp']):
+    batch = ()  # rows that cannot be spread, of one sequence that is decoded, say
+  rows = P(batch)
+
+  def part(*arrays):
+    # Each device's own from here on; the derivative sums over the devices that hold copies.
+    vary = lambda tree, axes: jax.lax.pcast(tree, axes, to='varying') if axes else tree
+    *tokens, matrices = arrays
+    tokens, matrices = vary(tokens, ('tensor',)), vary(matrices, batch)
+    first = jax.lax.axis_index('tensor') * len(matrices[0])
+    return jax.lax.psum(local(*tokens, matrices, first), 'tensor')
+
+  return jax.shard_map(
+    part, mesh=mesh, in_specs=(rows, rows, rows, P('tensor')), out_specs=rows
+  )(x_BLD, chosen_BLC, weight_BLC, matrices)
+
+
+# --- forms: out_ND of rows and matrices; experts not in [0, E) are another device's ---------------
+
+
+def dense(x_ND, chosen_NC, weight_NC, gate_EDM, up_EDM, down_EMD, *, activate: Callable):
+  """The definition: each expert reads every token, and most weigh nothing. E / C times the work."""
+
+  def add(total_ND, expert):
+    e, gate_DM, up_DM, down_MD = expert
+    gate_DM, up_DM, down_MD = (w.astype(x_ND.dtype) for w in (gate_DM, up_DM, down_MD))
+    out_ND = activate(x_ND @ gate_DM, x_ND @ up_DM) @ down_MD
+    weight_N = jnp.where(chosen_NC == e, weight_NC, 0).sum(-1)
+    return total_ND + weight_N[:, None] * out_ND, None
+
+  numbers_E = jnp.arange(len(gate_EDM))
+  zero_ND = jnp.zeros_like(x_ND, dtype=jnp.float32)
+  total_ND, _ = jax.lax.scan(add, zero_ND, (numbers_E, gate_EDM, up_EDM, down_EMD))
+  return total_ND.astype(x_ND.dtype)
+
+
+def grouped(
+  x_ND, chosen_NC, weight_NC, gate_EDM, up_EDM, down_EMD, *, activate: Callable, multiply: Callable
+):
+  """Rows sorted by expert, `multiply`(x_AD, w_EDO, size_E) for each matrix, and back."""
+  N, C = chosen_NC.shape
+  E = len(gate_EDM)
+  expert_A = chosen_NC.reshape(-1)
+  expert_A = jnp.where((expert_A >= 0) & (expert_A < E), expert_A, E)
+  size_E = (expert_A[:, None] == jnp.arange(E)).sum(0, dtype=jnp.int32)
+  order_A = jnp.argsort(expert_A)
+  back_A = jnp.argsort(order_A)
+  x_AD = permute(jnp.repeat(x_ND, C, axis=0), order_A, back_A)
+  hidden_AM = activate(multiply(x_AD, gate_EDM, size_E), multiply(x_AD, up_EDM, size_E))
+  y_AD = multiply(hidden_AM, down_EMD, size_E)
+  y_NCD = permute(y_AD, back_A, order_A).reshape(N, C, -1)
+  ours_NC = (expert_A < E).reshape(N, C)
+  y_NCD = jnp.where(ours_NC[:, :, None], y_NCD, 0)  # what no expert wrote may be anything
+  return jnp.einsum('nc,ncd->nd', weight_NC, y_NCD.astype(jnp.float32)).astype(x_ND.dtype)
+
+
+@jax.custom_vjp
+def permute(x_AD, order_A, back_A):
+  """x[order], with a gather as its derivative, too: a scatter would add up in any order on a GPU,
+  and a resumed run must end with the same bits."""
+  return x_AD[order_A]
+
+
+permute.defvjp(
+  lambda x_AD, order_A, back_A: (x_AD[order_A], back_A),
+  lambda back_A, g_AD: (g_AD[back_A], None, None),
+)
+
+
+def ragged(x_AD, w_EDO, size_E):
+  """y[a] = x[a] w[expert of a], of rows sorted by expert: JAX's own."""
+  return jax.lax.ragged_dot(x_AD, w_EDO.astype(x_AD.dtype), size_E)
+
+
+@jax.custom_vjp
+def tiled(x_AD, w_EDO, size_E):
+  """The same, T rows of one expert at a time. As many tiles are computed as there are rows for.
+
+  A tile that reaches beyond its expert writes rows which the next ones overwrite, in order.
+  """
+  return _products(x_AD, w_EDO, size_E, lambda x_TD, w_DO: x_TD @ w_DO, w_EDO.shape[2])
+
+
+def _forward(x_AD, w_EDO, size_E):
+  return tiled(x_AD, w_EDO, size_E), (x_AD, w_EDO, size_E)
+
+
+def _backward(saved, g_AO):
+  x_AD, w_EDO, size_E = saved
+  dx_AD = _products(g_AO, w_EDO, size_E, lambda g_TO, w_DO: g_TO @ w_DO.T, w_EDO.shape[1])
+  tiles = Tiles(len(x_AD), size_E)
+  x_XD, g_XO = tiles.pad(x_AD), tiles.pad(g_AO)
+
+  def add(n, dw_EDO):
+    e, begin, ours_T = tiles.at(n)
+    x_TD = jnp.where(ours_T[:, None], tiles.cut(x_XD, begin), 0)
+    dw_DO = jnp.matmul(x_TD.T, tiles.cut(g_XO, begin), preferred_element_type=jnp.float32)
+    return dw_EDO.at[e].add(dw_DO)
+
+  zero_EDO = jnp.zeros_like(w_EDO, dtype=jnp.float32)
+  dw_EDO = jax.lax.fori_loop(0, tiles.count, add, zero_EDO)
+  return dx_AD, dw_EDO.astype(w_EDO.dtype), None
+
+
+tiled.defvjp(_forward, _backward)
+
+
+def _products(x_AD, w_EDO, size_E, multiply, width: int):
+  tiles = Tiles(len(x_AD), size_E)
+  x_XD = tiles.pad(x_AD)
+
+  def write(n, y_XO):
+    e, begin, _ = tiles.at(n)
+    y_TO = multiply(tiles.cut(x_XD, begin), w_EDO[e].astype(x_XD.dtype))
+    return jax.lax.dynamic_update_slice_in_dim(y_XO, y_TO, begin, axis=0)
+
+  empty_XO = jnp.zeros_like(x_XD, shape=(len(x_XD), width))
+  return jax.lax.fori_loop(0, tiles.count, write, empty_XO)[: len(x_AD)]
+
+
+class Tiles:
+  """Which rows of which expert each tile holds: experts' rows lie one after the other."""
+
+  def __init__(self, rows: int, size_E):
+    self.size = min(TILE, rows)
+    self.tiles_E = -(-size_E // self.size)
+    self.last_E = jnp.cumsum(self.tiles_E)
+    self.end_E = jnp.cumsum(size_E)
+    self.size_E = size_E
+    self.count = self.last_E[-1]
+
+  def at(self, n):
+    """Tile n: its expert, its first row, and which of its rows are that expert's."""
+    e = (n >= self.last_E).sum()
+    nth = n - (self.last_E[e] - self.tiles_E[e])
+    begin = self.end_E[e] - self.size_E[e] + nth * self.size
+    return e, begin, begin + jnp.arange(self.size) < self.end_E[e]
+
+  def pad(self, x_AD):
+    """With room for the last tile."""
+    return jnp.pad(x_AD, [(0, self.size), (0, 0)])
+
+  def cut(self, x_XD, begin):
+    return jax.lax.dynamic_slice_in_dim(x_XD, begin, self.size)
+
+
+FORMS = {
+  'dense': dense,
+  'tiled': functools.partial(grouped, multiply=tiled),
+  'ragged': functools.partial(grouped, multiply=ragged),
+}
+
+
+def pick(form: str) -> str:
+  """The form of a platform: JAX's ragged product multiplies every row by every expert on CPU."""
+  if form != 'auto':
+    return form
+  return 'tiled' if jax.default_backend() == 'cpu' else 'ragged'
+
+
+# --- loads: what is counted, what it costs, and what moves the bias -------------------------------
+
+
+def counts(chosen_BLC, real_BL, experts: int):
+  """count_BE: how many tokens of each row chose each expert, int32."""
+  chose_BLE = (chosen_BLC[..., None] == jnp.arange(experts)).any(axis=2)
+  return (chose_BLE & real_BL[..., None]).sum(1, dtype=jnp.int32)
+
+
+def imbalance(score_BLE, count_BE, real_BL, chosen: int):
+  """The load-balance loss, times the tokens that it is a mean over, summed over rows.
+
+  loss[b] = sum_e share[e] score[e], share[e] = E count[e] / (C T), score[e] = the mean over the
+  row's T tokens of each one's scores over their sum (DeepSeek-V3, arXiv:2412.19437, eq. 17-20; of
+  softmax scores DeepSeek-V2's eq. 23-25). Balanced it is 1. Switch Transformer's (Fedus et al.
+  2021, arXiv:2101.03961, eq. 4-6) is over a batch instead of a row; over rows, parts of a batch add
+  up to the whole. Rows weigh by their tokens; padding counts nowhere.
+  """
+  share_BLE = score_BLE / (score_BLE.sum(-1, keepdims=True) + 1e-20)
+  mass_BE = jnp.where(real_BL[..., None], share_BLE, 0).sum(1)
+  tokens_B = jnp.maximum(real_BL.sum(1), 1)
+  E = score_BLE.shape[-1]
+  return (E / chosen * (count_BE * mass_BE).sum(-1) / tokens_B).sum()
+
+
+def layers(loads: Any):
+  """(names of the path, count_XE, imbalance_X) of each experts' module of a stack of X layers."""
+  if 'count_E' in loads:
+    yield (), loads['count_E'][0], loads['imbalance'][0]
+    return
+  for name, inner in loads.items():
+    for path, *rest in layers(inner):
+      yield (name, *path), *rest
+
+
+def balance(params: Any, loads: Any, rate: float) -> Any:
+  """Parameters with the routing biases a step nearer to equal loads, without an auxiliary loss.
+
+  bias[e] += rate sign(mean load - load[e]) (Wang et al. 2024, arXiv:2408.15664, algorithm 1), from
+  the loads of the whole batch, after the step that they are of.
+  """
+  for path, count_XE, _ in layers(loads):
+    load_XE = count_XE.astype(jnp.float32)
+    step_XE = rate * jnp.sign(load_XE.mean(-1, keepdims=True) - load_XE)
+    params = _added(params, (*path, 'bias_E'), step_XE)
+  return params
+
+
+def _added(tree: Any, path: tuple[str, ...], x: jax.Array) -> Any:
+  if not path:
+    return tree + x
+  return tree | {path[0]: _added(tree[path[0]], path[1:], x)}
+
+
+def statistics(loads: Any, tokens) -> dict[str, jax.Array]:
+  """What a step logs of its experts, means over layers; nothing where there are none.
+
+  load_violation: the largest load over the mean, minus 1 (`MaxVio` of arXiv:2408.15664, sec. 3.1).
+  load_idle: share of the experts that no token chose.
+  load_imbalance: the load-balance loss, 1 where loads are equal.
+
+  tokens: that the batch counts.
+  """
+  found = list(layers(loads))
+  if not found:
+    return {}
+  load_XE = jnp.concatenate([jnp.atleast_2d(count_XE) for _, count_XE, _ in found])
+  mean_X = jnp.maximum(load_XE.astype(jnp.float32).mean(-1), 1e-20)
+  imbalance_X = jnp.concatenate([jnp.atleast_1d(imbalance_X) for *_, imbalance_X in found])
+  return {
+    'load_violation': (load_XE.max(-1) / mean_X - 1).mean(),
+    'load_idle': (load_XE == 0).mean(),
+    'load_imbalance': (imbalance_X / jnp.maximum(tokens, 1)).mean(),
+  }
