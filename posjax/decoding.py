@@ -55,7 +55,7 @@ def unstacked(model: Decoder, params) -> dict[str, Any]:
 
 def _cast(model: Decoder, path, x):
   # Those that `project` casts at every use.
-  matrix = re.search(r'_(DX|XD|DM|MD)$', path[-1].key)
+  matrix = re.search(r'_(DX|XD|DM|MD|CX|DC|DR)$', path[-1].key)
   return x.astype(model.compute_dtype) if matrix else x
 
 

@@ -30,9 +30,10 @@ MAY_IMPORT = {
   'posjax.composition': 'attend positions',
   'posjax.recurrence': 'attend',
   'posjax.sampling': '',
-  'posjax.remapping': 'attend composition extension positions',
+  'posjax.around': 'positions',
+  'posjax.remapping': 'around attend composition extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
-  'posjax.latent': 'attend attention extension linear norm positions',
+  'posjax.latent': 'around attend attention linear norm',
   'posjax.moe': 'activation linear norm',
   'posjax.decoder': 'activation attend attention composition extension latent linear moe '
   'norm positions sampling',
@@ -41,7 +42,7 @@ MAY_IMPORT = {
   'posjax.decoding': 'attend cache decoder layers',
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
-  'posjax.cost': 'attend attention decoder',
+  'posjax.cost': 'attention decoder decoding',
 }
 ABOVE = {  # anything
   'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli', 'posjax.atlas',
