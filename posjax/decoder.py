@@ -190,6 +190,8 @@ class Decoder(nn.Module):
         raise ValueError(
           f"A layer's mlp = '{layer.mlp}' is unknown. Use one of: {', '.join(MLPS)}."
         )
+      if (layer.mlp or self.mlp) == 'experts' and self.experts is None:
+        raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
     for field in (
       'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
     ):
