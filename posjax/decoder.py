@@ -253,6 +253,8 @@ class Decoder(nn.Module):
         )
       if (layer.mlp or self.mlp) == 'experts' and 'mlp' in self.biases:
         raise ValueError("Experts have no biases. Leave 'mlp' out of model.biases.")
+      if (layer.mlp or self.mlp) == 'experts' and self.experts is None:
+        raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
     for field in (
       'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
     ):
