@@ -104,18 +104,21 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, others
   start from the scheme's own.
 
-  A recipe's factor counts from the length of this run; a run that was itself trained with an
-  extension is already `config.extension.factor` times longer than its first weights.
+  A recipe's factor counts from the length of this run's rows. The scheme's own spectrum was trained
+  at the length of its first weights, where the run has an extension, or else at as many positions
+  as its rows were given; nothing up to what the run was trained for is new to it.
   """
   recipe = {key: value for key, value in recipe.items() if key != 'label'}
   if recipe['name'] == 'none':
     return as_trained(model, config)
-  recipe = {'trained_length': config.train.length, 'length': length} | recipe
+  rows = config.train.length
   if config.extension.name != 'none':
-    recipe['trained_length'] = model.length
-    if 'factor' in recipe:
-      recipe['factor'] *= config.extension.factor
-  return extend(model.spectrum(), **recipe)
+    known = recipe['trained_length'] = model.length
+  else:
+    known = sampling.make(**config.sampling).reach(rows)
+  if recipe.get('factor', 0) >= 1:
+    recipe['factor'] = max(recipe['factor'] * rows / known, config.extension.factor)
+  return extend(model.spectrum(), **{'trained_length': known, 'length': length} | recipe)
 
 
 def make_scorer(loaded: Loaded, measure: Callable):
