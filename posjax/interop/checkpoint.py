@@ -1,0 +1,122 @@
+"""A Hugging Face directory as a run: its config in posjax's words, its weights on a mesh."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from posjax import config as configs
+from posjax import data, sharding
+from posjax.decoder import Decoder, build, init_params
+from posjax.interop import family, table
+from posjax.interop.files import PICKLES, Tensor, open_checkpoint, read_json
+from posjax.interop.keys import Keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+  """A checkpoint whose config is read and whose weights are not."""
+
+  config: ConfigDict  # complete, as configs/base.py
+  table: table.Table
+  tensors: dict[str, Tensor]
+
+
+def open_directory(directory: str | Path) -> Opened:
+  """Reads config.json, the headers of the weights, and the tokenizer if there is one.
+
+  Raises ValueError where the directory holds no checkpoint that posjax computes exactly; the
+  message names the file, key or tensor.
+  """
+  directory = Path(directory).expanduser()
+  if directory.is_file() or directory.suffix in PICKLES:
+    what = 'pickled, which runs code when it is read' if directory.suffix in PICKLES else 'a file'
+    raise ValueError(
+      f"'{directory}' is {what}. Name the directory that holds config.json and safetensors."
+    )
+  keys = Keys(read_json(directory / 'config.json'), f"'{directory / 'config.json'}'")
+  recipe = family.find(keys).read(keys)
+  source = keys.take('torch_dtype', None) or keys.take('dtype', None)
+  keys.check_all_read()
+  tensors = prefixed(open_checkpoint(directory), recipe.prefix)
+  recipe, tensors = tie(recipe, tensors)
+  config = complete(recipe, source)
+  tokenizer(directory, config)
+  return Opened(config=config, table=recipe.table, tensors=tensors)
+
+
+def complete(recipe: family.Recipe, source: Any) -> ConfigDict:
+  """The config of an experiment with this model.
+
+  Whoever stored float32 meant it; other types are computed in what suits the device.
+  """
+  config = configs.load('configs/base.py')
+  with config.ignore_type():
+    for key, value in recipe.model.items():
+      config.model[key] = value
+    config.model.dtype = 'float32' if source == 'float32' else 'auto'
+    config.position = ConfigDict(recipe.position)
+    config.layers = recipe.layers
+    config.extension = ConfigDict({'factor': 1.0, 'trained_length': None} | recipe.extension)
+    config.train.length = recipe.length
+  return config
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+  """With the names of a model that has a head, where they were stored without one."""
+  if any(name.startswith(prefix) for name in tensors):
+    return tensors
+  return {name if name.startswith('lm_head.') else prefix + name: x for name, x in tensors.items()}
+
+
+def tie(recipe: family.Recipe, tensors: dict[str, Tensor]):
+  """A tied model's head that is stored after all is left out where it is the embedding, and makes
+  the model untied where it is not, as in transformers."""
+  names = {ours: weight.theirs for weight in recipe.table.weights for ours in weight.ours}
+  head, embedding = names['head_DV'], names['embedding_VD']
+  if not recipe.model['tied'] or head not in tensors or embedding not in tensors:
+    return recipe, tensors
+  pair = [tensors[name] for name in (head, embedding)]
+  if pair[0].shape == pair[1].shape and np.array_equal(*(x.array() for x in pair)):
+    return recipe, {name: tensor for name, tensor in tensors.items() if name != head}
+  return dataclasses.replace(recipe, model=recipe.model | {'tied': False}), tensors
+
+
+def tokenizer(directory: Path, config: ConfigDict) -> None:
+  """Notes the tokenizer beside the weights, if there is one and the package that reads it.
+
+  Raises ValueError where it makes ids that the model does not have.
+  """
+  files = [directory / name for name in ('tokenizer.json', 'tokenizer.model')]
+  found = next((file for file in files if file.is_file()), None)
+  if found is None:
+    return
+  config.data.tokenizer = str(found)
+  try:
+    ids = data.make_tokenizer(str(found)).vocabulary
+  except ImportError:
+    return
+  if ids > config.model.vocabulary:
+    raise ValueError(
+      f"'{found}' makes {ids} ids, but the model has {config.model.vocabulary}. Put the tokenizer "
+      'there that the model was trained with.'
+    )
+
+
+def read_params(opened: Opened, model: Decoder, mesh: Mesh) -> Any:
+  """float32 parameters, each straight to its shards."""
+  shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  places = sharding.place(shapes, mesh)
+  return table.bring(opened.table, model, shapes, places, opened.tensors)
+
+
+def load(directory: str | Path) -> tuple[ConfigDict, Decoder, Any, Mesh]:
+  """(config, model, params, mesh). Raises ValueError before any number is read."""
+  opened = open_directory(directory)
+  model, mesh = build(opened.config), sharding.nearest_mesh(opened.config.mesh)
+  return opened.config, model, read_params(opened, model, mesh), mesh
