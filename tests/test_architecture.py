@@ -40,6 +40,7 @@ MAY_IMPORT = {
   'posjax.cache': 'attend attention positions',
   'posjax.layers': 'decoder',
   'posjax.decoding': 'attend cache decoder layers',
+  'posjax.generation': 'decoding',
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
   'posjax.cost': 'attention decoder decoding',
