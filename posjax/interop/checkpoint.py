@@ -118,5 +118,6 @@ def read_params(opened: Opened, model: Decoder, mesh: Mesh) -> Any:
 def load(directory: str | Path) -> tuple[ConfigDict, Decoder, Any, Mesh]:
   """(config, model, params, mesh). Raises ValueError before any number is read."""
   opened = open_directory(directory)
-  model, mesh = build(opened.config), sharding.nearest_mesh(opened.config.mesh)
+  mesh = sharding.nearest_mesh(opened.config.mesh)
+  model = build(opened.config, mesh)
   return opened.config, model, read_params(opened, model, mesh), mesh

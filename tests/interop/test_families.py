@@ -58,6 +58,21 @@ def test_a_config_in_the_spelling_of_the_hub_reads_the_same(file, n, published, 
   assert hub.config == ours.config
 
 
+@pytest.mark.parametrize(('file', 'n'), [('checkpoint-llama', 2), ('checkpoint-mistral', 0)])
+def test_decoding_with_a_cache_gives_the_logits_of_cached_decoding(file, n, published, tmp_path):
+  """Where the rotation follows the length, and where keys leave a window."""
+  case = published(file).cases[n]
+  model = interop.load(write(tmp_path / 'checkpoint', case.config, case.shapes))
+  length, prefill = case.input_ids.shape[1], getattr(case, 'prefill', 12)
+  steps = model.decode(batch=1, size=length, prefill=prefill)
+  found = [steps(case.input_ids[:, :prefill])]
+  found += [steps(case.input_ids[:, n : n + 1]) for n in range(prefill, length)]
+  expected = getattr(case, 'cached_logits', case.logits)
+  np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, rtol=0, atol=CLOSE)
+  with pytest.raises(ValueError, match=f'room for {length} tokens a row, not {length + 1}'):
+    steps(case.input_ids[:, :1])
+
+
 def test_every_family_has_logits_to_be_held_to():
   assert {file.stem for file in FIXTURES.glob('checkpoint-*.json')} == {
     f'checkpoint-{name}' for name in family.names()
