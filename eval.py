@@ -4,6 +4,7 @@
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
   python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
+  python eval.py --workdir=runs/quickstart --eval=configs/eval/generate.py
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
@@ -19,12 +20,14 @@ from ml_collections import ConfigDict
 from posjax import cli, data, metrics, report, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
-from posjax.evaluation import attention, evaluate, tasks
+from posjax.evaluation import attention, evaluate, generation, tasks
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded
 from posjax.loading import load as load_run
 from posjax.loss import token_hits, token_losses
+
+MEASURES = ('loss', 'attention', 'generation')
 
 
 def main(words: Sequence[str]) -> None:
@@ -46,7 +49,7 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
   A run of phases is read as its last one was trained.
 
   settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
-  posjax.evaluation.tasks.evaluate of a task, posjax.evaluation.attention.evaluate of attention.
+  posjax.evaluation.tasks.evaluate of a task, or what the measure's own `evaluate` returns.
   Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
   loaded = load_run(workdir)
@@ -64,15 +67,24 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     'trained_length': config.train.length,
     'facts': run.revision() | {'scheme': label(config)},
   }
-  if settings.measure not in ('loss', 'attention'):
-    raise ValueError(f"No measure '{settings.measure}'. Use --eval.measure=loss or attention.")
-  if isinstance(documents, data.Examples):
+  if settings.measure not in MEASURES:
+    raise ValueError(
+      f"No measure '{settings.measure}'. Use --eval.measure={' or '.join(MEASURES)}."
+    )
+  if settings.measure == 'generation':
+    show = lambda text: print(text, end='', flush=True)
+    results = generation.evaluate(
+      model, loaded.params, spectrum_of, tokenizer, settings, show=show, **given
+    )
+  elif isinstance(documents, data.Examples):
     if settings.measure != 'loss':
       raise ValueError(
         f"Attention is measured on text, and the run in '{workdir}' was trained on "
         f"'{source.name}'. Name text, too: --eval.data.name=sotu."
       )
     hits = make_scorer(loaded, token_hits)
+    if settings.written:
+      hits = generation.written_hits(model, loaded.params, settings.chunk)
     given['trained_size'] = documents.largest(config.train.length)
     results = tasks.evaluate(hits, spectrum_of, documents.task, settings, **given)
   elif settings.measure == 'attention':

@@ -27,6 +27,7 @@ ABSENT = (
   'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
   'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
   'data.size', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
+  'sampler.top_k',
 )  # fmt: skip
 
 

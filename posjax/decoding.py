@@ -152,15 +152,22 @@ class Decoding:
       if value < 1:
         raise ValueError(f'Decoding with {name} = {value} has nothing to do. Use {name} >= 1.')
     self.model, self.size, self.chunk, self.turned = model, size, min(chunk, size), turned
-    self._spectrum_at = spectrum_at
-    check_length(model, spectrum_at(size), size)
     self.weights = unstacked(model, params)
-    self.lengths = np.zeros(batch, np.int64)
-    self._last = self._spectrum(size)
-    self.cache = empty(
-      model, self.weights, self._last, batch=batch, size=size, turned=turned
-    )
     self._read = jax.jit(functools.partial(_newest, model), donate_argnums=2)
+    self._make = jax.jit(
+      functools.partial(empty, model, batch=batch, size=size, turned=turned)
+    )
+    self.lengths = np.zeros(batch, np.int64)
+    self.restart(spectrum_at)
+
+  def restart(self, spectrum_at: Callable[[int], Any] | None = None) -> None:
+    """Empties all rows; the program stays, and without another the spectrum. Raises ValueError as
+    the constructor does."""
+    if spectrum_at is not None:
+      check_length(self.model, spectrum_at(self.size), self.size)
+      self._spectrum_at, self._last = spectrum_at, _on_device(spectrum_at(self.size))
+    self.cache = self._make(self.weights, self._last)
+    self.lengths = np.zeros_like(self.lengths)
 
   def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
     """logits_BV after each row's newest token, which follow what it holds.
@@ -188,25 +195,26 @@ class Decoding:
       logits_BV = new_BV if at == 0 else jnp.where(count_B[:, None] > 0, new_BV, logits_BV)
     return logits_BV
 
-  def step(self, tokens_B) -> jax.Array:
-    """logits_BV after one more token for each row. Raises ValueError as `read` does."""
+  def step(self, tokens_B, reads_B=None) -> jax.Array:
+    """logits_BV after one more token for each row; of rows that do not read it, of no meaning.
+
+    Raises ValueError as `read` does.
+    """
     tokens_B = np.asarray(tokens_B, np.int32)
-    self._check(tokens_B[:, None])
-    return self._advance(tokens_B[:, None], np.ones(len(tokens_B), np.int64))
+    reads_B = np.ones(len(tokens_B), bool) if reads_B is None else np.asarray(reads_B)
+    self._check(tokens_B[:, None], reads_B)
+    return self._advance(tokens_B[:, None], reads_B.astype(np.int64))
 
   def _advance(self, tokens_BS, count_B):
     self.lengths = self.lengths + count_B
     if not self.turned:
-      self._last = self._spectrum(int(self.lengths.max()))
+      self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
     logits_BV, self.cache = self._read(
       self.weights, self._last, self.cache, jnp.asarray(tokens_BS), jnp.asarray(count_B, jnp.int32)
     )
     return logits_BV
 
-  def _spectrum(self, length: int):
-    return jax.tree.map(jnp.float32, self._spectrum_at(length))
-
-  def _check(self, rows):
+  def _check(self, rows, reads_B=True):
     if len(rows) != len(self.lengths):
       raise ValueError(
         f'{len(rows)} rows of tokens for a cache of {len(self.lengths)} rows. Give each row its '
@@ -221,12 +229,16 @@ class Decoding:
         f'There is no token {wrong} in a vocabulary of {self.model.vocabulary}. Encode the text '
         "with the run's own tokenizer."
       )
-    longest = int(max(self.lengths + [len(row) for row in rows]))
+    longest = int(max(self.lengths + np.array([len(row) for row in rows]) * reads_B))
     if longest > self.size:
       raise ValueError(
         f'The cache holds {self.size} tokens of a row, and one would have {longest}. Use size >= '
         f'{longest}.'
       )
+
+
+def _on_device(spectrum):
+  return jax.tree.map(jnp.float32, spectrum)
 
 
 def _newest(model: Decoder, weights, spectrum, cache: Cache, tokens_BS, count_B):

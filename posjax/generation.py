@@ -92,7 +92,7 @@ def generate(
     ended_B |= np.isin(token_B, list(stop))
     if ended_B.all() or n == new - 1:
       return
-    logits_BV = decoding.step(token_B)
+    logits_BV = decoding.step(token_B, ~ended_B)
 
 
 class Stream:

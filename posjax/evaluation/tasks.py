@@ -4,6 +4,8 @@ An answer is right if each of its tokens is the likeliest one, given the true to
 is exact match of greedy decoding, at the cost of one forward pass: as long as every token is right
 the two see the same text, and the first wrong one ends both.
 
+With `written_hits` the model writes its answers instead, from a cache; its exact match is the same.
+
 One promise: what is compared is compared on the same examples. Every recipe answers the same ones.
 """
 
