@@ -41,6 +41,7 @@ MAY_IMPORT = {
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
   'posjax.cost': 'attend attention decoder',
+  'posjax.meter': 'cost decoder training',
 }
 ABOVE = {  # anything
   'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli', 'posjax.atlas',
