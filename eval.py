@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import cli, data, metrics, report, run, sampling, sharding
+from posjax import cli, data, metrics, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
 from posjax.evaluation import attention, evaluate, generation, tasks
@@ -95,6 +95,8 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     losses = make_scorer(loaded, lambda *args, **kw: token_losses(*args, **kw)[0])
     results = evaluate(losses, spectrum_of, documents, settings, **given)
   if jax.process_index() == 0:
+    from posjax import report  # and with it matplotlib: half a second that training need not wait
+
     print(report.table(results))
     path = report.write(workdir, results, metrics.read(workdir), loaded.experiment)
     print(f'Report: {path}')
