@@ -4,7 +4,8 @@
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
   python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
-  python eval.py --workdir=runs/quickstart --eval=configs/eval/generate.py
+    return as_trained(model, config, length)
+  rows = config.train.length
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
@@ -35,30 +36,31 @@ def main(words: Sequence[str]) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
   parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
+  parser.add_argument('--checkpoint', help='hf:DIR, or another run; results go to --workdir')
   parser.add_argument('--eval', required=True, metavar='FILE[:smoke]', help='what to evaluate')
   parser.epilog = '--eval.KEY=VALUE sets any key of configs/eval/base.py.'
   flags, overrides = parser.parse_known_args(words)
   settings = load(flags.eval, overrides, flag='eval', base='configs/eval/base.py')
   cli.cache_compilations()
-  evaluate_run(flags.workdir, settings)
+  evaluate_run(flags.workdir, settings, flags.checkpoint)
 
 
-def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
+def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | None = None) -> dict:
   """Measures the newest whole checkpoint of `workdir`, prints the table, writes the report.
 
-  A run of phases is read as its last one was trained.
+  A run of phases is read as its last one was trained. checkpoint: what to measure instead, 'hf:DIR'
+  or another run directory; the report then goes to `workdir`.
 
   settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
   posjax.evaluation.tasks.evaluate of a task, or what the measure's own `evaluate` returns.
   Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
-  loaded = load_run(workdir)
+  loaded = load_run(workdir, checkpoint)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
   settings = settings.copy_and_resolve_references()
   settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)
-  tokenizer = data.load_tokenizer(workdir)
   source = choose_data(config.data, settings.data)
-  documents = data.load(source, source.validation_split, tokenizer)
+  documents = data.load(source, source.validation_split, loaded.tokenizer)
 
   def spectrum_of(recipe: dict, length: int):
     return extended(model, config, recipe, length)
@@ -98,7 +100,8 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     from posjax import report  # and with it matplotlib: half a second that training need not wait
 
     print(report.table(results))
-    path = report.write(workdir, results, metrics.read(workdir), loaded.experiment)
+    curve = metrics.read(workdir) if loaded.trained else []
+    path = report.write(workdir, results, curve, loaded.experiment)
     print(f'Report: {path}')
   return results
 
@@ -115,8 +118,8 @@ def choose_data(trained: ConfigDict, evaluated: ConfigDict) -> ConfigDict:
 
 
 def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
-  """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, others
-  start from the scheme's own.
+  """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, which
+  may itself follow the length, others start from the scheme's own.
 
   A recipe's factor counts from the length of this run's rows. The scheme's own spectrum was trained
   at the length of its first weights, where the run has an extension, or else at as many positions
@@ -124,7 +127,7 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   """
   recipe = {key: value for key, value in recipe.items() if key != 'label'}
   if recipe['name'] == 'none':
-    return as_trained(model, config)
+    return as_trained(model, config, length)
   rows = config.train.length
   if config.extension.name != 'none':
     known = recipe['trained_length'] = model.length

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from eval import evaluate_run
-from posjax import cli, cost, data, phases, sampling, sharding
+from posjax import cli, cost, data, interop, phases, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import difference, flatten, load
 from posjax.decoder import (
@@ -99,6 +99,8 @@ class Job:
 
 def complete(config: ConfigDict):
   """Fills in what the config leaves to the tokenizer and to `init_from`; returns the tokenizer."""
+  if interop.is_foreign(config.init_from):
+    return adopt(config)
   tokenizer = data.make_tokenizer(config.data.tokenizer)
   if config.model.vocabulary is None:
     config.model.vocabulary = tokenizer.vocabulary
@@ -118,6 +120,24 @@ def complete(config: ConfigDict):
     if config.extension.trained_length is None:
       config.extension.trained_length = trained_length(source)
   return tokenizer
+
+
+def adopt(config: ConfigDict):
+  """Takes the model, its scheme and its tokenizer from the checkpoint of another library; what is
+  not part of the model, and an extension, if there is one, stay as the config has them."""
+  opened = interop.open_named(config.init_from)
+  source = opened.config
+  kept = {key: config.model[key] for key in ('dtype', 'remat', 'attention')}
+  with config.ignore_type():
+    config.model, config.position, config.layers = source.model, source.position, source.layers
+    config.model.update(kept)
+    if config.extension.name == 'none':
+      config.extension = source.extension
+    elif config.extension.trained_length is None:
+      config.extension.trained_length = trained_length(source)
+    config.data.tokenizer = source.data.tokenizer
+  print(f'The model, its positions and its tokenizer are those of {config.init_from}.')
+  return opened.tokenizer
 
 
 def plan(config: ConfigDict) -> tuple[Job, ...]:
@@ -238,8 +258,8 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
       places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
       if config.init_from is not None:
-        with Checkpoints(Path(config.init_from) / 'checkpoints') as source:
-          state = dataclasses.replace(state, params=source.restore_params(like.params))
+        params = read_params(config.init_from, jobs[0].model, like.params)
+        state = dataclasses.replace(state, params=params)
         print(f'Started from the parameters of {config.init_from}.')
 
     def save():
@@ -284,6 +304,15 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
           finite(measured, done)
         save()
   return agree(stop)
+
+
+def read_params(source: str, model: Decoder, like):
+  """The parameters of a run, or of a checkpoint of another library."""
+  if interop.is_foreign(source):
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    return interop.read_params(interop.open_named(source), model, mesh)
+  with Checkpoints(Path(source) / 'checkpoints') as checkpoints:
+    return checkpoints.restore_params(like)
 
 
 def headline(jobs: Sequence[Job], phase: int) -> str:

@@ -16,7 +16,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config = ConfigDict()
 
   config.seed = 0  # of parameters and of the order of the data
-  config.init_from = None  # run directory whose parameters training starts from
+  config.init_from = None  # run directory whose parameters training starts from; or hf:DIR, a
+  # checkpoint of another library, whose model, positions and tokenizer then take the place of these
 
   # One scheme: its name and its hyperparameters, documented in posjax/positions/<name>.py. Or
   # several, 'together' on all heads or each on 'heads' of its own: posjax/composition.py.

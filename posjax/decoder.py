@@ -499,9 +499,14 @@ def make_layer(alike: dict, own: dict) -> Layer:
   return Layer(scheme=scheme, mask=mask, **settings)
 
 
-def as_trained(model: Decoder, config: ConfigDict) -> tuple[Spectrum, ...]:
-  """The spectra the run trains with: the schemes' own, after the config's extension."""
-  return extend(model.spectrum(), length=config.train.length, **config.extension)
+def as_trained(
+  model: Decoder, config: ConfigDict, length: int | None = None
+) -> tuple[Spectrum, ...]:
+  """The spectra the run trains with: the schemes' own, after the config's extension.
+
+  length: tokens of a text, where the extension follows it; None: those of a training row.
+  """
+  return extend(model.spectrum(), length=length or config.train.length, **config.extension)
 
 
 def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position'):

@@ -30,6 +30,7 @@ def main(words: Sequence[str]) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
+  parser.add_argument('--checkpoint', help='hf:DIR to fit, or another run; the fit goes to workdir')
   parser.add_argument('--factor', type=float, required=True, help='how many times longer texts get')
   parser.add_argument('--method', required=True, choices=METHODS, help='how to look')
   parser.add_argument('--windows', type=int, default=8, help='texts to fit to, one window each; 8')
@@ -39,7 +40,7 @@ def main(words: Sequence[str]) -> None:
   if not flags.factor > 1:
     raise ValueError(f'--factor={flags.factor} makes no text longer. Use one above 1.')
   cli.cache_compilations()
-  loaded = load(flags.workdir)
+  loaded = load(flags.workdir, flags.checkpoint)
   budget = make_budget(loaded, flags.factor, windows=flags.windows, passes=flags.passes)
   for name in ('linear', 'ntk', 'yarn'):  # to compare with: not part of the search
     print(f'{name:10} {budget.look({"name": name}):.4f} nats')
@@ -73,8 +74,7 @@ def make_budget(loaded: Loaded, factor: float, *, windows: int, passes: int) -> 
   waves(spectrum)
   length = round(factor * config.train.length)
   check_length(model, spectrum, length)
-  tokenizer = data.load_tokenizer(loaded.workdir)
-  documents = data.load(config.data, config.data.split, tokenizer)
+  documents = data.load(config.data, config.data.split, loaded.tokenizer)
   token_DT, _ = choose(documents, targets=length, tokens=windows * length)
   rows = list(batches(token_DT[:windows], [0], length, 1))
 

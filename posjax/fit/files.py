@@ -10,7 +10,7 @@ from posjax.fit.budget import Budget, Found
 def save(workdir: Path, method: str, found: Found, budget: Budget) -> Path:
   """Writes <workdir>/fits/<method>.json, whole or not at all."""
   path = workdir / 'fits' / f'{method}.json'
-  path.parent.mkdir(exist_ok=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
   names = ('factor', 'trained_length', 'length', 'windows')
   facts = {name: getattr(budget, name) for name in names}
   partial = path.with_suffix('.partial')

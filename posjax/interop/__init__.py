@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import decoding
-from posjax.decoder import Decoder, check_length
+from posjax import decoding, sharding
+from posjax.decoder import Decoder, build, check_length
 from posjax.extension import extend, takes
 from posjax.interop import checkpoint
+from posjax.interop.checkpoint import is_foreign, open_named, read_params
 
-__all__ = ['Model', 'load']
+__all__ = ['Model', 'is_foreign', 'load', 'open_named', 'read_params']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,5 +105,7 @@ def load(path: str | Path) -> Model:
 
   Raises ValueError where that is not what is there, or not what posjax computes exactly.
   """
-  config, decoder, params, _ = checkpoint.load(path)
-  return Model(config=config, decoder=decoder, params=params)
+  opened = checkpoint.open_directory(path)
+  mesh = sharding.nearest_mesh(opened.config.mesh)
+  decoder = build(opened.config, mesh)
+  return Model(config=opened.config, decoder=decoder, params=read_params(opened, decoder, mesh))

@@ -1,4 +1,7 @@
-"""A Hugging Face directory as a run: its config in posjax's words, its weights on a mesh."""
+"""A checkpoint of another library as a run: its config in posjax's words, its weights on a mesh.
+
+hf:DIR       a Hugging Face directory: config.json, safetensors, perhaps a tokenizer
+"""
 
 import dataclasses
 import functools
@@ -12,7 +15,7 @@ from ml_collections import ConfigDict
 
 from posjax import config as configs
 from posjax import data, sharding
-from posjax.decoder import Decoder, build, init_params
+from posjax.decoder import Decoder, init_params
 from posjax.interop import family, table
 from posjax.interop.files import PICKLES, Tensor, open_checkpoint, read_json
 from posjax.interop.keys import Keys
@@ -25,6 +28,24 @@ class Opened:
   config: ConfigDict  # complete, as configs/base.py
   table: table.Table
   tensors: dict[str, Tensor]
+  tokenizer: Any  # posjax.data's; None where there is none
+
+
+def is_foreign(name: str | None) -> bool:
+  """Whether a checkpoint's name is that of another library's, not of a run directory."""
+  return name is not None and str(name).startswith(tuple(f'{kind}:' for kind in OPENERS))
+
+
+def open_named(name: str) -> Opened:
+  """'hf:DIR', with a tokenizer that reads text. Raises ValueError as `open_directory`."""
+  kind, _, path = name.partition(':')
+  opened = OPENERS[kind](path)
+  if opened.tokenizer is None:
+    raise ValueError(
+      f"'{path}' has no tokenizer that posjax reads. Put its tokenizer.json there, and install the "
+      "package that reads it: pip install 'posjax[tokenizers]'."
+    )
+  return opened
 
 
 def open_directory(directory: str | Path) -> Opened:
@@ -46,8 +67,15 @@ def open_directory(directory: str | Path) -> Opened:
   tensors = prefixed(open_checkpoint(directory), recipe.prefix)
   recipe, tensors = tie(recipe, tensors)
   config = complete(recipe, source)
-  tokenizer(directory, config)
-  return Opened(config=config, table=recipe.table, tensors=tensors)
+  return Opened(
+    config=config,
+    table=recipe.table,
+    tensors=tensors,
+    tokenizer=find_tokenizer(directory, config),
+  )
+
+
+OPENERS = {'hf': open_directory}
 
 
 def complete(recipe: family.Recipe, source: Any) -> ConfigDict:
@@ -87,24 +115,30 @@ def tie(recipe: family.Recipe, tensors: dict[str, Tensor]):
   return dataclasses.replace(recipe, model=recipe.model | {'tied': False}), tensors
 
 
-def tokenizer(directory: Path, config: ConfigDict) -> None:
-  """Notes the tokenizer beside the weights, if there is one and the package that reads it.
+def find_tokenizer(directory: Path, config: ConfigDict) -> Any:
+  """The tokenizer beside the weights, which the config then names; None where there is none, or not
+  the package that reads it.
 
   Raises ValueError where it makes ids that the model does not have.
   """
   files = [directory / name for name in ('tokenizer.json', 'tokenizer.model')]
   found = next((file for file in files if file.is_file()), None)
   if found is None:
-    return
+    return None
   config.data.tokenizer = str(found)
   try:
-    ids = data.make_tokenizer(str(found)).vocabulary
+    tokenizer = data.make_tokenizer(str(found))
   except ImportError:
-    return
-  if ids > config.model.vocabulary:
+    return None
+  check_tokenizer(tokenizer, config, found)
+  return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, config: ConfigDict, where: Any) -> None:
+  if tokenizer.vocabulary > config.model.vocabulary:
     raise ValueError(
-      f"'{found}' makes {ids} ids, but the model has {config.model.vocabulary}. Put the tokenizer "
-      'there that the model was trained with.'
+      f"'{where}' makes {tokenizer.vocabulary} ids, but the model has {config.model.vocabulary}. "
+      'Put the tokenizer there that the model was trained with.'
     )
 
 
@@ -113,11 +147,3 @@ def read_params(opened: Opened, model: Decoder, mesh: Mesh) -> Any:
   shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   places = sharding.place(shapes, mesh)
   return table.bring(opened.table, model, shapes, places, opened.tensors)
-
-
-def load(directory: str | Path) -> tuple[ConfigDict, Decoder, Any, Mesh]:
-  """(config, model, params, mesh). Raises ValueError before any number is read."""
-  opened = open_directory(directory)
-  mesh = sharding.nearest_mesh(opened.config.mesh)
-  model = build(opened.config, mesh)
-  return opened.config, model, read_params(opened, model, mesh), mesh
