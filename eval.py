@@ -4,7 +4,8 @@
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
   python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
-  python eval.py --checkpoint=hf:DIR --workdir=runs/imported --eval=configs/eval/extend.py
+    return as_trained(model, config, length)
+  rows = config.train.length
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
@@ -17,15 +18,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import cli, data, metrics, report, run, sampling, sharding
+from posjax import cli, data, metrics, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
-from posjax.evaluation import attention, evaluate, tasks
+from posjax.evaluation import attention, evaluate, generation, tasks
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded
 from posjax.loading import load as load_run
 from posjax.loss import token_hits, token_losses
+
+MEASURES = ('loss', 'attention', 'generation')
 
 
 def main(words: Sequence[str]) -> None:
@@ -49,7 +52,7 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | No
   or another run directory; the report then goes to `workdir`.
 
   settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
-  posjax.evaluation.tasks.evaluate of a task, posjax.evaluation.attention.evaluate of attention.
+  posjax.evaluation.tasks.evaluate of a task, or what the measure's own `evaluate` returns.
   Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
   loaded = load_run(workdir, checkpoint)
@@ -66,15 +69,24 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | No
     'trained_length': config.train.length,
     'facts': run.revision() | {'scheme': label(config)},
   }
-  if settings.measure not in ('loss', 'attention'):
-    raise ValueError(f"No measure '{settings.measure}'. Use --eval.measure=loss or attention.")
-  if isinstance(documents, data.Examples):
+  if settings.measure not in MEASURES:
+    raise ValueError(
+      f"No measure '{settings.measure}'. Use --eval.measure={' or '.join(MEASURES)}."
+    )
+  if settings.measure == 'generation':
+    show = lambda text: print(text, end='', flush=True)
+    results = generation.evaluate(
+      model, loaded.params, spectrum_of, tokenizer, settings, show=show, **given
+    )
+  elif isinstance(documents, data.Examples):
     if settings.measure != 'loss':
       raise ValueError(
         f"Attention is measured on text, and the run in '{workdir}' was trained on "
         f"'{source.name}'. Name text, too: --eval.data.name=sotu."
       )
     hits = make_scorer(loaded, token_hits)
+    if settings.written:
+      hits = generation.written_hits(model, loaded.params, settings.chunk)
     given['trained_size'] = documents.largest(config.train.length)
     results = tasks.evaluate(hits, spectrum_of, documents.task, settings, **given)
   elif settings.measure == 'attention':
@@ -85,6 +97,8 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | No
     losses = make_scorer(loaded, lambda *args, **kw: token_losses(*args, **kw)[0])
     results = evaluate(losses, spectrum_of, documents, settings, **given)
   if jax.process_index() == 0:
+    from posjax import report  # and with it matplotlib: half a second that training need not wait
+
     print(report.table(results))
     curve = metrics.read(workdir) if loaded.trained else []
     path = report.write(workdir, results, curve, loaded.experiment)
@@ -107,18 +121,21 @@ def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
   """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, which
   may itself follow the length, others start from the scheme's own.
 
-  A recipe's factor counts from the length of this run; a run that was itself trained with an
-  extension is already `config.extension.factor` times longer than its first weights.
+  A recipe's factor counts from the length of this run's rows. The scheme's own spectrum was trained
+  at the length of its first weights, where the run has an extension, or else at as many positions
+  as its rows were given; nothing up to what the run was trained for is new to it.
   """
   recipe = {key: value for key, value in recipe.items() if key != 'label'}
   if recipe['name'] == 'none':
     return as_trained(model, config, length)
-  recipe = {'trained_length': config.train.length, 'length': length} | recipe
+  rows = config.train.length
   if config.extension.name != 'none':
-    recipe['trained_length'] = model.length
-    if 'factor' in recipe:
-      recipe['factor'] *= config.extension.factor
-  return extend(model.spectrum(), **recipe)
+    known = recipe['trained_length'] = model.length
+  else:
+    known = sampling.make(**config.sampling).reach(rows)
+  if recipe.get('factor', 0) >= 1:
+    recipe['factor'] = max(recipe['factor'] * rows / known, config.extension.factor)
+  return extend(model.spectrum(), **{'trained_length': known, 'length': length} | recipe)
 
 
 def make_scorer(loaded: Loaded, measure: Callable):

@@ -68,6 +68,15 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)
   config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'
 
+  # Of multi-head latent attention (posjax/latent.py); head_width is then the content's.
+  config.model.latent = ConfigDict()
+  config.model.latent.width = None  # of what is kept of a token, from which all heads' keys and
+  # values are read; None: heads have keys and values of their own
+  config.model.latent.query = None  # width of the queries' own latent; None: they come from x
+  config.model.latent.slice = 16  # dimensions of each head on which the position scheme acts
+  config.model.latent.value = None  # width of a value head; None is head_width
+  config.model.latent.decode = 'auto'  # form that reads a cache: 'auto', 'absorbed' or 'expanded'
+
   # Of layers whose mlp is 'experts' (posjax/moe.py); their experts' MLPs are gated.
   config.model.experts = ConfigDict()
   config.model.experts.count = 16  # that a layer's tokens are routed to
@@ -159,6 +168,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
   config.model.kv_heads = min(config.model.kv_heads, 4)
   config.model.head_width = 8
   config.model.mlp_width = 64
+  if config.model.latent.width is not None:
+    config.model.latent.width, config.model.latent.slice = 16, 4
   config.model.experts.width = 16
   config.train.length = 32
   config.train.batch = 4

@@ -25,8 +25,9 @@ OPEN = ('position', 'extension', 'sampling', 'data.task')
 ABSENT = (
   'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
   'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
-  'model.embedding_scale', 'data.size', 'data.glob', 'data.data_dir', 'data.cache_dir',
-  'train.clip', 'train.loss_chunk',
+  'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
+  'data.size', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
+  'sampler.top_k',
 )  # fmt: skip
 
 

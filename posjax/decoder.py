@@ -19,6 +19,7 @@ from posjax.activation import ACTIVATIONS, activate, gate
 from posjax.attend import FORMS, Choice, Mask, Rows
 from posjax.attention import Attention, Layer, choose_form
 from posjax.extension import Spectrum, each, extend, spectra
+from posjax.latent import Latent, LatentAttention, decoupled
 from posjax.linear import affine
 from posjax.moe import Experts, Routing
 from posjax.norm import NORMS, make_norm
@@ -131,18 +132,7 @@ class Block(nn.Module):
     params = merged(params, learned(self, self.layer.scheme.init_layer, m.dims))
     # Each block adds to the residual stream; 1/sqrt(2 N) keeps its variance (GPT-2, sec. 2.3).
     output_scale = (2 * m.layers) ** -0.5
-    attention = Attention(
-      layer=self.layer,
-      heads=m.heads,
-      kv_heads=m.kv_heads,
-      head_width=m.head_width,
-      qk_norm=m.qk_norm,
-      norm_epsilon=m.norm_epsilon,
-      biases=m.biases,
-      form=m.attention,
-      output_scale=output_scale,
-      name='attention',
-    )
+    attention = make_attention(m, self.layer, output_scale)
     attention_norm, past_BLD = norm('attention'), None
     if self.layer.segment is not None and cache is None:
       past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
@@ -157,6 +147,24 @@ class Block(nn.Module):
     if m.residual == 'parallel':
       y_BLD = norm('mlp')(x_BLD)
     return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), cache
+
+
+def make_attention(model: 'Decoder', layer: Layer, output_scale: float) -> nn.Module:
+  """What a block has first: heads with keys and values of their own, or one latent for all."""
+  alike = {
+    'layer': layer,
+    'heads': model.heads,
+    'head_width': model.head_width,
+    'norm_epsilon': model.norm_epsilon,
+    'form': model.attention,
+    'output_scale': output_scale,
+    'name': 'attention',
+  }
+  if model.latent is not None:
+    return LatentAttention(latent=model.latent, **alike)
+  return Attention(
+    kv_heads=model.kv_heads, qk_norm=model.qk_norm, biases=model.biases, **alike
+  )
 
 
 def make_mlp(model: 'Decoder', layer: Layer, output_scale: float, rows_B: Rows) -> Callable:
@@ -190,6 +198,7 @@ class Decoder(nn.Module):
 
   pattern: how its layers know positions, repeated over the depth; usually one for all.
   length: tokens of a training row, which some schemes need to size their tables.
+  latent: of all layers, or None where heads have keys and values of their own.
   experts: of the layers whose MLP is that, else None.
   mesh: of the devices that experts lie on; None: one device.
 
@@ -221,6 +230,7 @@ class Decoder(nn.Module):
   dtype: str = 'auto'
   remat: str = 'none'
   attention: str = 'auto'
+  latent: Latent | None = None
   experts: Routing | None = None
   mesh: Mesh | None = None
 
@@ -243,6 +253,8 @@ class Decoder(nn.Module):
         )
       if (layer.mlp or self.mlp) == 'experts' and 'mlp' in self.biases:
         raise ValueError("Experts have no biases. Leave 'mlp' out of model.biases.")
+      if (layer.mlp or self.mlp) == 'experts' and self.experts is None:
+        raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
     for field in (
       'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
     ):
@@ -261,6 +273,8 @@ class Decoder(nn.Module):
         'A scheme that acts on the input acts once, for all layers, but the layers differ in their '
         'schemes. Give every layer the same, or schemes that act within layers.'
       )
+    if self.latent is not None:
+      check_latent(self)
     if self.heads % self.kv_heads:
       raise ValueError(
         f'{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly. '
@@ -269,18 +283,24 @@ class Decoder(nn.Module):
 
   @property
   def dims(self) -> Dims:
+    """What a scheme sees: of latent attention, the decoupled slice."""
     return Dims(
       width=self.width,
       heads=self.heads,
       kv_heads=self.kv_heads,
-      head_width=self.head_width,
+      head_width=self.head_width if self.latent is None else self.latent.slice,
       length=self.length,
     )
 
   @property
+  def query_width(self) -> int:
+    """Of a query or key head."""
+    return self.head_width + (0 if self.latent is None else self.latent.slice)
+
+  @property
   def scale(self) -> float:
     """Of the products of queries and keys."""
-    return self.head_width**-0.5
+    return self.query_width**-0.5
 
   @property
   def compute_dtype(self):
@@ -403,6 +423,22 @@ class Decoder(nn.Module):
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
 
 
+def check_latent(model: Decoder) -> None:
+  """Raises ValueError where a model's other values make no sense with its latents."""
+  for layer in model.pattern:
+    decoupled(layer, model.latent)
+  if model.kv_heads != model.heads:
+    raise ValueError(
+      f'All {model.heads} heads read one latent, so there are no {model.kv_heads} key/value heads '
+      'to share. Set model.kv_heads = model.heads.'
+    )
+  if model.qk_norm or 'qkv' in model.biases or 'output' in model.biases:
+    raise ValueError(
+      'Latent attention has its norms on the latents, and no biases. Set model.qk_norm = False '
+      "and leave 'qkv' and 'output' out of model.biases."
+    )
+
+
 def init_params(model: Decoder, key: jax.Array):
   """Parameters at their start; for shapes alone, give it to jax.eval_shape.
 
@@ -425,6 +461,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
   alike = {'position': config.position, 'extended': True, 'mlp': settings['mlp'], **mask, **cut}
   settings['experts'] = Routing(**settings['experts'])
+  latent = settings.pop('latent')
+  settings['latent'] = None if latent.width is None else Latent(**latent)
   return Decoder(
     pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
     length=trained_length(config),
@@ -480,11 +518,14 @@ def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position
 def describe_attention(model: Decoder, length: int, *, packed: bool) -> list[Choice]:
   """The form that each layer of the pattern takes at this length, and why."""
   of = lambda *shape: jax.ShapeDtypeStruct((length, *shape), model.compute_dtype)
-  arrays = of(model.width), of(model.heads, model.head_width), of(model.kv_heads, model.head_width)
+  width = model.query_width
+  arrays = of(model.width), of(model.heads, width), of(model.kv_heads, width)
   choices = []
   for layer, spectrum in zip(model.pattern, model.spectrum(), strict=True):
     init = functools.partial(layer.scheme.parameters, dims=model.dims)
     position = jax.eval_shape(init, jax.random.key(0)), spectrum
+    if model.latent is not None:
+      layer = decoupled(layer, model.latent)
     choices.append(choose_form(model.attention, layer, position, *arrays, packed=packed))
   return choices
 

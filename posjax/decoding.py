@@ -1,24 +1,30 @@
 """The model a few tokens at a time, with a cache of those before.
 
+  decoding = Decoding(model, params, lambda length: spectrum, batch=2, size=4096)
+  logits_BV = decoding.read([prompt, another])    # in chunks; prompts may differ in length
+  logits_BV = decoding.step(tokens_B)             # one more token for each row
+
 Training runs all layers as one scan over stacked weights. Decoding runs one layer after the other,
 each with weights and cache of its own: a scan would copy both at every step, and reading them is
 all that a step costs.
 
-Letters: B rows, S new tokens of each, T tokens before them, D model width.
+Letters: B rows, S new tokens of each, T tokens before them, D model width, V vocabulary.
 """
 
 import dataclasses
 import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from posjax import layers
 from posjax.attend import Rows
 from posjax.cache import NOBODY, Blank, LayerCache
-from posjax.decoder import Block, Decoder
+from posjax.decoder import Block, Decoder, check_length
 
 
 @functools.partial(
@@ -55,7 +61,7 @@ def unstacked(model: Decoder, params) -> dict[str, Any]:
 
 def _cast(model: Decoder, path, x):
   # Those that `project` casts at every use.
-  matrix = re.search(r'_(DX|XD|DM|MD)$', path[-1].key)
+  matrix = re.search(r'_(DX|XD|DM|MD|CX|DC|DR)$', path[-1].key)
   return x.astype(model.compute_dtype) if matrix else x
 
 
@@ -122,3 +128,122 @@ def advance(
     length_B=cache.length_B + count_B,
     tokens_BT=newest(tokens_BY, count_B),
   )
+
+
+class Decoding:
+  """A batch of rows that grow: what they hold so far, and the program that reads on.
+
+  It compiles once for chunks and once for steps, whatever the lengths.
+  """
+
+  def __init__(
+    self, model: Decoder, params, spectrum_at: Callable[[int], Any], *, batch: int, size: int,
+    chunk: int = 256, turned: bool = True,
+  ):  # fmt: skip
+    """
+    Args:
+      spectrum_at: of rows of so many tokens. If keys are kept `turned`, only that of `size` is ever
+        used; otherwise every step takes that of the longest row.
+      batch: rows. size: tokens that a row can hold. chunk: tokens that are read at once.
+
+    Raises ValueError where a layer cannot be cached, or has no positions for `size` tokens.
+    """
+    for name, value in {'batch': batch, 'size': size, 'chunk': chunk}.items():
+      if value < 1:
+        raise ValueError(f'Decoding with {name} = {value} has nothing to do. Use {name} >= 1.')
+    self.model, self.size, self.chunk, self.turned = model, size, min(chunk, size), turned
+    self.weights = unstacked(model, params)
+    self._read = jax.jit(functools.partial(_newest, model), donate_argnums=2)
+    self._make = jax.jit(
+      functools.partial(empty, model, batch=batch, size=size, turned=turned)
+    )
+    self.lengths = np.zeros(batch, np.int64)
+    self.restart(spectrum_at)
+
+  def restart(self, spectrum_at: Callable[[int], Any] | None = None) -> None:
+    """Empties all rows; the program stays, and without another the spectrum. Raises ValueError as
+    the constructor does."""
+    if spectrum_at is not None:
+      check_length(self.model, spectrum_at(self.size), self.size)
+      self._spectrum_at, self._last = spectrum_at, _on_device(spectrum_at(self.size))
+    self.cache = self._make(self.weights, self._last)
+    self.lengths = np.zeros_like(self.lengths)
+
+  def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
+    """logits_BV after each row's newest token, which follow what it holds.
+
+    Raises ValueError if there are other rows than the cache has, if one is empty or does not fit,
+    or if rows that already differ in length read more than a token.
+    """
+    rows = [np.asarray(row, np.int32) for row in rows]
+    self._check(rows)
+    counts = np.array([len(row) for row in rows])
+    if counts.max() == 1:
+      return self.step(np.concatenate(rows))
+    if len(set(self.lengths)) > 1:
+      raise ValueError(
+        f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '
+        'Use `step`, or rows of the same length.'
+      )
+    logits_BV = None
+    for at in range(0, counts.max(), self.chunk):
+      count_B = np.clip(counts - at, 0, self.chunk)
+      tokens_BS = np.zeros((len(rows), self.chunk), np.int32)
+      for n, row in enumerate(rows):
+        tokens_BS[n, : count_B[n]] = row[at : at + self.chunk]
+      new_BV = self._advance(tokens_BS, count_B)
+      logits_BV = new_BV if at == 0 else jnp.where(count_B[:, None] > 0, new_BV, logits_BV)
+    return logits_BV
+
+  def step(self, tokens_B, reads_B=None) -> jax.Array:
+    """logits_BV after one more token for each row; of rows that do not read it, of no meaning.
+
+    Raises ValueError as `read` does.
+    """
+    tokens_B = np.asarray(tokens_B, np.int32)
+    reads_B = np.ones(len(tokens_B), bool) if reads_B is None else np.asarray(reads_B)
+    self._check(tokens_B[:, None], reads_B)
+    return self._advance(tokens_B[:, None], reads_B.astype(np.int64))
+
+  def _advance(self, tokens_BS, count_B):
+    self.lengths = self.lengths + count_B
+    if not self.turned:
+      self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
+    logits_BV, self.cache = self._read(
+      self.weights, self._last, self.cache, jnp.asarray(tokens_BS), jnp.asarray(count_B, jnp.int32)
+    )
+    return logits_BV
+
+  def _check(self, rows, reads_B=True):
+    if len(rows) != len(self.lengths):
+      raise ValueError(
+        f'{len(rows)} rows of tokens for a cache of {len(self.lengths)} rows. Give each row its '
+        f'tokens, or make a cache of batch = {len(rows)}.'
+      )
+    if not all(len(row) for row in rows):
+      raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
+    least, largest = min(row.min() for row in rows), max(row.max() for row in rows)
+    if least < 0 or largest >= self.model.vocabulary:
+      wrong = least if least < 0 else largest
+      raise ValueError(
+        f'There is no token {wrong} in a vocabulary of {self.model.vocabulary}. Encode the text '
+        "with the run's own tokenizer."
+      )
+    longest = int(max(self.lengths + np.array([len(row) for row in rows]) * reads_B))
+    if longest > self.size:
+      raise ValueError(
+        f'The cache holds {self.size} tokens of a row, and one would have {longest}. Use size >= '
+        f'{longest}.'
+      )
+
+
+def _on_device(spectrum):
+  return jax.tree.map(jnp.float32, spectrum)
+
+
+def _newest(model: Decoder, weights, spectrum, cache: Cache, tokens_BS, count_B):
+  """(logits_BV after each row's last token that is there, cache)."""
+  hidden_BSD, cache = advance(model, weights, spectrum, cache, tokens_BS, count_B)
+  last_B11 = jnp.maximum(count_B - 1, 0)[:, None, None]
+  hidden_B1D = jnp.take_along_axis(hidden_BSD, last_B11, axis=1)
+  return model.apply({'params': weights['ends']}, hidden_B1D[:, 0], method='logits'), cache

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from posjax.around import Around
 from posjax.attend import Tile
 from posjax.attend.rows import anywhere
 from posjax.composition import Parts
@@ -29,13 +30,12 @@ def far_of(spectrum: Any) -> Far | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remapped(Scheme):
+class Remapped(Around):
   """`scheme`, its far logits computed anew; `scale` is that of the products.
 
   Raises ValueError for a scheme that counts along the keys: it would count near logits.
   """
 
-  scheme: Scheme
   scale: float
 
   factorises = False
@@ -50,33 +50,14 @@ class Remapped(Scheme):
   def overrides(self, hook):
     return hook == 'score' or self.scheme.overrides(hook)
 
-  def embed(self, *arguments):
-    return self.scheme.embed(*arguments)
-
-  def query(self, *arguments):
-    return self.scheme.query(*arguments)
-
-  def key(self, *arguments):
-    return self.scheme.key(*arguments)
-
-  def table(self, *arguments):
-    return self.scheme.table(*arguments)
-
   def prepare(self, params, spectrum, key, J):
     theirs, turned = key.features_L
     key = dataclasses.replace(key, features_L=theirs)
     return self.scheme.prepare(params, spectrum, key, J), turned
 
-  @property
-  def features_read(self) -> int:
-    return self.scheme.features_read
-
   def continued(self, features_L, gap):
     (own_L, turned), (theirs, _) = features_L, gap
     return self.scheme.continued(own_L, theirs), turned
-
-  def temperature(self, spectrum, heads):
-    return self.scheme.temperature(spectrum, heads)
 
   def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     own = self.scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
@@ -113,6 +94,11 @@ class Remapped(Scheme):
 def moved(scheme: Scheme, hook: str, params, spectrum, x_LHK, pos_L, far_L):
   """Queries, or keys, by the scheme's hook: what rotates has them at far_L, whatever else acts on
   them where they are, at pos_L."""
+  if isinstance(scheme, Around) and isinstance(scheme.scheme, Parts):
+    raise ValueError(
+      'In latent attention, far keys are seen from other places by a single scheme only. Use one, '
+      'or an extension that changes numbers, e.g. linear.'
+    )
   if not isinstance(scheme, Parts):
     place_L = pos_L if spectrum.far is None else far_L
     return getattr(scheme, hook)(params, spectrum, x_LHK, place_L)

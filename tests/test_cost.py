@@ -10,6 +10,7 @@ from posjax.attend import Mask
 from posjax.attention import Layer
 from posjax.cost import cache_bytes_per_token, count_parameters, flops_per_token, peak_flops
 from posjax.decoder import Decoder
+from posjax.moe import Routing
 from posjax.training import init_state
 
 # width 6, 2 layers, 4 query and 2 key/value heads of 4, vocabulary 11, gated MLP of 10
@@ -55,6 +56,16 @@ def test_a_plain_mlp_has_two_matrices_and_multi_query_attention_one_key_head():
   block = 6 * 16 + 6 * 4 + 6 * 4 + 16 * 6 + 2 * 6 * 10
   forward = 2 * (2 * block + 6 * 11) + 2 * 4 * (4 * 4 * 4.5)
   assert flops_per_token(model, params, 8) == 3 * forward
+
+
+def test_a_token_pays_for_the_experts_it_chooses_the_shared_ones_and_the_router():
+  routing = Routing(count=8, chosen=2, shared=3, width=5)
+  model, params = abstract(mlp='experts', experts=routing)
+  block = BLOCK - 3 * 6 * 10 + 6 * 8 + (2 + 3) * 3 * 6 * 5
+  forward = 2 * (2 * block + 6 * 11) + 2 * 4 * (4 * 4 * 4.5)
+  assert flops_per_token(model, params, 8) == 3 * forward
+  held = 6 * 8 + 8 + (8 + 3) * 3 * 6 * 5  # router, bias, and every expert
+  assert count_parameters(params)['blocks/mlp'] == 2 * held
 
 
 def test_norms_and_positions_cost_nothing():

@@ -3,18 +3,24 @@
 import dataclasses
 import functools
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from e2e import assert_close, assert_same_bits, stored, train_here, train_there, words
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
-from posjax import moe
+from posjax import metrics, moe, positions, sharding
 from posjax.activation import gate
-from posjax.decoder import MixedMLP
+from posjax.attention import Layer
+from posjax.decoder import Decoder, MixedMLP
 from posjax.moe import FORMS, Experts, Routing, balance, choose, imbalance, statistics
 
 B, L, D, E, C, M = 2, 7, 6, 8, 3, 5
+MATRICES = ('gate_EDM', 'up_EDM', 'down_EMD')
 gated = functools.partial(gate, 'silu')
 ROUTING = {'count': E, 'chosen': C, 'width': M}
 V2 = {'scores': 'softmax', 'groups': 4, 'groups_chosen': 2, 'group_best': 1, 'normalise': False}
@@ -208,6 +214,22 @@ def test_gradients_are_those_of_the_dense_loop(form, changes, rng, tolerance):
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(B * L + D) * scale)
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_devices_that_hold_some_of_the_experts_add_up_to_all(form, rng, tolerance):
+  """With rows that are nobody's there, or everybody's."""
+  x_BLD, params, r = given(rng)
+  params = jax.tree.map(jnp.float32, params)
+  x_ND, w = jnp.float32(x_BLD).reshape(-1, D), [params[n] for n in MATRICES]
+  score_NE = jax.nn.sigmoid(x_ND @ params['router_DE']).at[::2, :2].add(-1)
+  chosen_NC, weight_NC = choose(score_NE, params['bias_E'], r)
+  mix = jax.jit(lambda chosen_NC, *w: FORMS[form](x_ND, chosen_NC, weight_NC, *w, activate=gated))
+  parts = [mix(chosen_NC - a, *(x[a:b] for x in w)) for a, b in ((0, 2), (2, 3), (3, E))]
+  whole_ND = mix(chosen_NC, *w)
+  np.testing.assert_allclose(
+    sum(parts), whole_ND, rtol=0, atol=tolerance(D + M) * float(jnp.abs(whole_ND).max())
+  )
+
+
 def test_a_gradient_of_float32_weights_is_summed_in_float32(rng):
   """Under bfloat16 activations the sum of many rows would lose what is small."""
   rows = 4096
@@ -325,6 +347,102 @@ def test_biases_equalise_loads_of_a_router_that_learns_nothing(rng):
   assert violation_T[0] > 1 and violation_T[-20:].max() < 0.1
 
 
+# --- in training ----------------------------------------------------------------------------------
+
+SETTINGS = ('log.every=1', 'train.batch=8', 'train.balance_loss=0.01')
+LOADS = ('load_violation', 'load_idle', 'load_imbalance')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run of configs/moe.py, a dense layer and one of experts, and what it reported."""
+  workdir = tmp_path_factory.mktemp('moe') / 'run'
+  rows = train_here(
+    workdir, *SETTINGS, config='configs/moe.py:smoke', evaluate='configs/eval/base.py:smoke'
+  )
+  return workdir, rows
+
+
+def experts_of(tree):
+  return tree['blocks']['layer_1']['mlp']['experts']
+
+
+def assert_equal_loads(rows, reference):
+  for name in LOADS:
+    ours, theirs = ([row[name] for row in lines] for lines in (rows, reference))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, err_msg=name)
+
+
+def test_every_line_of_the_metrics_says_how_experts_were_loaded(trained):
+  """No token is dropped: the mean load is that of 8 x 32 tokens, 3 experts each, of 16."""
+  _, rows = trained
+  mean = 8 * 32 * 3 / 16
+  for row in rows:
+    largest = (row['load_violation'] + 1) * mean
+    assert abs(largest - round(largest)) < 1e-3 and mean <= largest <= 8 * 32
+    assert (row['load_idle'] * 16).is_integer() and 0.9 < row['load_imbalance'] < 16 / 3
+
+
+def test_only_the_balance_moves_the_routing_bias(trained):
+  """Six steps of one rate each, up or down or not; the optimizer has seen no gradient of it."""
+  _, tree, _ = stored(trained[0])
+  steps_1E = np.float64(experts_of(tree['params'])['bias_E']) / 1e-3
+  np.testing.assert_allclose(steps_1E, np.round(steps_1E), atol=1e-4)
+  assert 0 < np.abs(steps_1E).max() < 6.5
+  found = jax.tree_util.tree_leaves_with_path(tree['optimizer'])
+  moments = [x for path, x in found if jax.tree_util.keystr(path).endswith("['bias_E']")]
+  assert len(moments) == 2 and not any(x.any() for x in moments)
+
+
+def test_a_run_with_experts_that_resumes_ends_with_the_same_bits(trained, tmp_path):
+  copy = shutil.copytree(trained[0], tmp_path / 'copy')
+  shutil.rmtree(copy / 'checkpoints' / '6')
+  train_here(copy, *SETTINGS, config='configs/moe.py:smoke')
+  assert_same_bits(copy, trained[0])
+
+
+def test_parts_of_a_batch_have_the_loads_and_the_balance_of_the_whole(trained, tmp_path):
+  settings = (*SETTINGS, 'train.accumulate=4', 'model.experts.form=dense', 'model.remat=block')
+  rows = train_here(tmp_path / 'run', *settings, config='configs/moe.py:smoke')
+  assert_close(rows, trained[1])
+  assert_equal_loads(rows, trained[1])
+
+
+def test_experts_spread_over_eight_devices_learn_what_those_of_one_do(trained, tmp_path):
+  """Two devices along each axis: rows over data and fsdp, experts over tensor."""
+  mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')
+  train_there(
+    words(tmp_path / 'run', *SETTINGS, *mesh, config='configs/moe.py:smoke'), devices=8
+  )
+  rows = metrics.read(tmp_path / 'run')
+  assert_close(rows, trained[1])
+  assert_equal_loads(rows, trained[1])
+  (_, ours, _), (_, theirs, _) = stored(tmp_path / 'run'), stored(trained[0])
+  ours, theirs = experts_of(ours['params']), experts_of(theirs['params'])
+  np.testing.assert_array_equal(ours['bias_E'], theirs['bias_E'])
+  for name in ('router_DE', 'gate_EDM', 'down_EMD'):
+    np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4)
+
+
+def test_each_device_holds_whole_experts_and_parts_of_their_matrices():
+  sizes = {'data': 2, 'fsdp': 2, 'tensor': 2}
+  places = sharding.place(
+    {
+      'gate_EDM': jax.ShapeDtypeStruct((3, 16, 32, 12), 'float32'),
+      'down_EMD': jax.ShapeDtypeStruct((3, 16, 12, 32), 'float32'),
+      'router_DE': jax.ShapeDtypeStruct((3, 32, 16), 'float32'),
+      'bias_E': jax.ShapeDtypeStruct((3, 16), 'float32'),
+    },
+    AbstractMesh(tuple(sizes.values()), tuple(sizes)),
+  )
+  assert {name: place.spec for name, place in places.items()} == {
+    'gate_EDM': P(None, 'tensor', 'fsdp', None),
+    'down_EMD': P(None, 'tensor', None, 'fsdp'),
+    'router_DE': P(None, None, None),
+    'bias_E': P(None, None),
+  }
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -346,3 +464,19 @@ def test_biases_equalise_loads_of_a_router_that_learns_nothing(rng):
 def test_numbers_that_do_not_fit_each_other_are_refused_with_the_way_out(changes, message):
   with pytest.raises(ValueError, match=message):
     Routing(**ROUTING | changes)
+
+
+@pytest.mark.parametrize(
+  ('layer', 'model', 'message'),
+  [
+    ({'mlp': 'expert'}, {}, r"A layer's mlp = 'expert' is unknown. Use one of: gated, plain, exp"),
+    ({'mlp': 'experts'}, {}, r"mlp = 'experts' needs to know which. Give experts=Routing"),
+    ({}, {'mlp': 'experts'}, r"mlp = 'experts' needs to know which"),
+  ],
+)
+def test_a_layer_of_unknown_experts_is_refused(layer, model, message):
+  sizes = dict.fromkeys(
+    ('length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width'), 4
+  )
+  with pytest.raises(ValueError, match=message):
+    Decoder(pattern=(Layer(scheme=positions.make('none'), **layer),), **sizes, **model)
