@@ -119,7 +119,10 @@ def complete(recipe: family.Recipe, source: Any) -> ConfigDict:
   config = configs.load('configs/base.py')
   with config.ignore_type():
     for key, value in recipe.model.items():
-      config.model[key] = value
+      if isinstance(value, dict):
+        config.model[key].update(value)
+      else:
+        config.model[key] = value
     config.model.dtype = 'float32' if source == 'float32' else 'auto'
     config.position = ConfigDict(recipe.position)
     config.layers = recipe.layers
