@@ -76,7 +76,7 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | No
   if settings.measure == 'generation':
     show = lambda text: print(text, end='', flush=True)
     results = generation.evaluate(
-      model, loaded.params, spectrum_of, tokenizer, settings, show=show, **given
+      model, loaded.params, spectrum_of, loaded.tokenizer, settings, show=show, **given
     )
   elif isinstance(documents, data.Examples):
     if settings.measure != 'loss':
