@@ -11,7 +11,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from posjax import composition, sampling
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
   pattern: how its layers know positions, repeated over the depth; usually one for all.
   length: tokens of a training row, which some schemes need to size their tables.
   experts: of the layers whose MLP is that, else None.
-  mesh: of the devices that experts lie on; None: one device.
+  mesh: of the devices that experts lie on; None without experts, or on one device.
 
   Parameters are float32, one stacked array per weight for all repetitions of the pattern: they run
   as one scan, so compile time does not grow with depth. Layers left over, where the pattern does
@@ -308,7 +309,10 @@ class Decoder(nn.Module):
       for layer, one in zip(self.pattern, spectrum, strict=True)
     )
     # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
-    x_BLD = (self.embedding_VD[tokens_BL] * self.width**0.5).astype(self.compute_dtype)
+    table_VD = self.embedding_VD
+    if self.mesh is not None:  # told the rows' devices by the experts, XLA would copy x to all
+      table_VD = jax.lax.with_sharding_constraint(table_VD, NamedSharding(self.mesh, P('tensor')))
+    x_BLD = (table_VD[tokens_BL] * self.width**0.5).astype(self.compute_dtype)
     embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
     x_BLD = jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)
     whole, rest = divmod(self.layers, len(self.pattern))
@@ -352,10 +356,11 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
   alike = {'position': config.position, 'extended': True, 'mlp': settings['mlp'], **mask, **cut}
   settings['experts'] = Routing(**settings['experts'])
+  pattern = tuple(make_layer(alike, one) for one in config.layers or ({},))
   return Decoder(
-    pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
+    pattern=pattern,
     length=trained_length(config),
-    mesh=mesh,
+    mesh=mesh if any(layer.mlp == 'experts' for layer in pattern) else None,
     **settings,
   )
 
