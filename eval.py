@@ -4,6 +4,8 @@
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
   python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
+    return as_trained(model, config, length)
+  rows = config.train.length
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
@@ -16,15 +18,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import cli, data, metrics, report, run, sampling, sharding
+from posjax import cli, data, metrics, run, sampling, sharding
 from posjax.config import load
 from posjax.decoder import Decoder, as_trained, check_length, label
-from posjax.evaluation import attention, evaluate, tasks
+from posjax.evaluation import attention, evaluate, generation, tasks
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded
 from posjax.loading import load as load_run
 from posjax.loss import token_hits, token_losses
+
+MEASURES = ('loss', 'attention', 'generation')
 
 
 def main(words: Sequence[str]) -> None:
@@ -32,30 +36,31 @@ def main(words: Sequence[str]) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
   parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
+  parser.add_argument('--checkpoint', help='hf:DIR, or another run; results go to --workdir')
   parser.add_argument('--eval', required=True, metavar='FILE[:smoke]', help='what to evaluate')
   parser.epilog = '--eval.KEY=VALUE sets any key of configs/eval/base.py.'
   flags, overrides = parser.parse_known_args(words)
   settings = load(flags.eval, overrides, flag='eval', base='configs/eval/base.py')
   cli.cache_compilations()
-  evaluate_run(flags.workdir, settings)
+  evaluate_run(flags.workdir, settings, flags.checkpoint)
 
 
-def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
+def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | None = None) -> dict:
   """Measures the newest whole checkpoint of `workdir`, prints the table, writes the report.
 
-  A run of phases is read as its last one was trained.
+  A run of phases is read as its last one was trained. checkpoint: what to measure instead, 'hf:DIR'
+  or another run directory; the report then goes to `workdir`.
 
   settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
-  posjax.evaluation.tasks.evaluate of a task, posjax.evaluation.attention.evaluate of attention.
+  posjax.evaluation.tasks.evaluate of a task, or what the measure's own `evaluate` returns.
   Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
-  loaded = load_run(workdir)
+  loaded = load_run(workdir, checkpoint)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
   settings = settings.copy_and_resolve_references()
   settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)
-  tokenizer = data.load_tokenizer(workdir)
   source = choose_data(config.data, settings.data)
-  documents = data.load(source, source.validation_split, tokenizer)
+  documents = data.load(source, source.validation_split, loaded.tokenizer)
 
   def spectrum_of(recipe: dict, length: int):
     return extended(model, config, recipe, length)
@@ -64,15 +69,24 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     'trained_length': config.train.length,
     'facts': run.revision() | {'scheme': label(config)},
   }
-  if settings.measure not in ('loss', 'attention'):
-    raise ValueError(f"No measure '{settings.measure}'. Use --eval.measure=loss or attention.")
-  if isinstance(documents, data.Examples):
+  if settings.measure not in MEASURES:
+    raise ValueError(
+      f"No measure '{settings.measure}'. Use --eval.measure={' or '.join(MEASURES)}."
+    )
+  if settings.measure == 'generation':
+    show = lambda text: print(text, end='', flush=True)
+    results = generation.evaluate(
+      model, loaded.params, spectrum_of, loaded.tokenizer, settings, show=show, **given
+    )
+  elif isinstance(documents, data.Examples):
     if settings.measure != 'loss':
       raise ValueError(
         f"Attention is measured on text, and the run in '{workdir}' was trained on "
         f"'{source.name}'. Name text, too: --eval.data.name=sotu."
       )
     hits = make_scorer(loaded, token_hits)
+    if settings.written:
+      hits = generation.written_hits(model, loaded.params, settings.chunk)
     given['trained_size'] = documents.largest(config.train.length)
     results = tasks.evaluate(hits, spectrum_of, documents.task, settings, **given)
   elif settings.measure == 'attention':
@@ -83,8 +97,11 @@ def evaluate_run(workdir: str | Path, settings: ConfigDict) -> dict:
     losses = make_scorer(loaded, lambda *args, **kw: token_losses(*args, **kw)[0])
     results = evaluate(losses, spectrum_of, documents, settings, **given)
   if jax.process_index() == 0:
+    from posjax import report  # and with it matplotlib: half a second that training need not wait
+
     print(report.table(results))
-    path = report.write(workdir, results, metrics.read(workdir), loaded.experiment)
+    curve = metrics.read(workdir) if loaded.trained else []
+    path = report.write(workdir, results, curve, loaded.experiment)
     print(f'Report: {path}')
   return results
 
@@ -101,21 +118,24 @@ def choose_data(trained: ConfigDict, evaluated: ConfigDict) -> ConfigDict:
 
 
 def extended(model: Decoder, config: ConfigDict, recipe: dict, length: int):
-  """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, others
-  start from the scheme's own.
+  """The spectrum of a recipe for texts of `length` tokens: 'none' is as the run was trained, which
+  may itself follow the length, others start from the scheme's own.
 
-  A recipe's factor counts from the length of this run; a run that was itself trained with an
-  extension is already `config.extension.factor` times longer than its first weights.
+  A recipe's factor counts from the length of this run's rows. The scheme's own spectrum was trained
+  at the length of its first weights, where the run has an extension, or else at as many positions
+  as its rows were given; nothing up to what the run was trained for is new to it.
   """
   recipe = {key: value for key, value in recipe.items() if key != 'label'}
   if recipe['name'] == 'none':
-    return as_trained(model, config)
-  recipe = {'trained_length': config.train.length, 'length': length} | recipe
+    return as_trained(model, config, length)
+  rows = config.train.length
   if config.extension.name != 'none':
-    recipe['trained_length'] = model.length
-    if 'factor' in recipe:
-      recipe['factor'] *= config.extension.factor
-  return extend(model.spectrum(), **recipe)
+    known = recipe['trained_length'] = model.length
+  else:
+    known = sampling.make(**config.sampling).reach(rows)
+  if recipe.get('factor', 0) >= 1:
+    recipe['factor'] = max(recipe['factor'] * rows / known, config.extension.factor)
+  return extend(model.spectrum(), **{'trained_length': known, 'length': length} | recipe)
 
 
 def make_scorer(loaded: Loaded, measure: Callable):

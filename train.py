@@ -12,7 +12,6 @@ import bisect
 import collections
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from eval import evaluate_run
-from posjax import cli, cost, data, phases, sampling, sharding
+from posjax import cli, cost, data, interop, phases, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import difference, flatten, load
 from posjax.decoder import (
@@ -37,9 +36,10 @@ from posjax.decoder import (
   trained_length,
 )
 from posjax.extension import Spectrum
+from posjax.meter import Meter, finite
 from posjax.metrics import Metrics
 from posjax.run import Run, Stop, check_continues, load_config
-from posjax.training import State, init_state, make_optimizer, make_schedule, make_step
+from posjax.training import State, init_state, make_optimizer, make_step
 
 
 def main(words: Sequence[str]) -> None:
@@ -99,6 +99,8 @@ class Job:
 
 def complete(config: ConfigDict):
   """Fills in what the config leaves to the tokenizer and to `init_from`; returns the tokenizer."""
+  if interop.is_foreign(config.init_from):
+    return adopt(config)
   tokenizer = data.make_tokenizer(config.data.tokenizer)
   if config.model.vocabulary is None:
     config.model.vocabulary = tokenizer.vocabulary
@@ -118,6 +120,24 @@ def complete(config: ConfigDict):
     if config.extension.trained_length is None:
       config.extension.trained_length = trained_length(source)
   return tokenizer
+
+
+def adopt(config: ConfigDict):
+  """Takes the model, its scheme and its tokenizer from the checkpoint of another library; what is
+  not part of the model, and an extension, if there is one, stay as the config has them."""
+  opened = interop.open_named(config.init_from)
+  source = opened.config
+  kept = {key: config.model[key] for key in ('dtype', 'remat', 'attention')}
+  with config.ignore_type():
+    config.model, config.position, config.layers = source.model, source.position, source.layers
+    config.model.update(kept)
+    if config.extension.name == 'none':
+      config.extension = source.extension
+    elif config.extension.trained_length is None:
+      config.extension.trained_length = trained_length(source)
+    config.data.tokenizer = source.data.tokenizer
+  print(f'The model, its positions and its tokenizer are those of {config.init_from}.')
+  return opened.tokenizer
 
 
 def plan(config: ConfigDict) -> tuple[Job, ...]:
@@ -238,8 +258,8 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
       places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
       if config.init_from is not None:
-        with Checkpoints(Path(config.init_from) / 'checkpoints') as source:
-          state = dataclasses.replace(state, params=source.restore_params(like.params))
+        params = read_params(config.init_from, jobs[0].model, like.params)
+        state = dataclasses.replace(state, params=params)
         print(f'Started from the parameters of {config.init_from}.')
 
     def save():
@@ -259,7 +279,10 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
           phase, meter = phase + 1, None
         job = jobs[phase]
         if first := meter is None:
-          meter = Meter(job, documents.bytes_per_token, done)
+          meter = Meter(
+            job.config.train, job.model, job.like.params, begin=job.begin, done=done,
+            bytes_per_token=documents.bytes_per_token,
+          )  # fmt: skip
           if len(jobs) > 1:
             print(headline(jobs, phase))
         batch = sharding.put(next(streams[phase]), job.place)
@@ -283,50 +306,13 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
   return agree(stop)
 
 
-class Meter:
-  """Turns what the steps of a phase measure into the values of a line."""
-
-  def __init__(self, job: Job, bytes_per_token: float, done: int):
-    train = job.config.train
-    self.bytes_per_token = bytes_per_token
-    self.schedule = make_schedule(train, job.begin)
-    self.tokens = train.batch * train.length
-    self.flops = cost.flops_per_token(job.model, job.like.params, train.length)
-    self.peak = cost.peak_flops(jax.devices()[0].device_kind)
-    self.first = True
-    self.start(done)
-
-  def start(self, done: int) -> None:
-    """The clock runs from here, after `done` steps."""
-    self.clock, self.counted = time.monotonic(), done
-
-  def read(self, measured: dict, done: int) -> dict[str, float]:
-    """The first time without a speed, which would be that of the compiler."""
-    loss, norm = finite(measured, done)
-    rate = self.tokens * (done - self.counted) / (time.monotonic() - self.clock)
-    values = {'loss': loss}
-    if self.bytes_per_token is not None:
-      values['bits_per_byte'] = loss / math.log(2) / self.bytes_per_token
-    values |= {'learning_rate': float(self.schedule(done - 1)), 'gradient_norm': norm}
-    if not self.first:
-      values['tokens_per_second'] = rate
-      if self.peak is not None:
-        values['mfu'] = rate * self.flops / (self.peak * jax.device_count())
-    values |= {name: float(value) for name, value in measured.items() if name.startswith('load_')}
-    self.first = False
-    return values
-
-
-def finite(measured: dict, step: int) -> tuple[float, float]:
-  """Loss and gradient norm. Raises ValueError where one is not finite: it must not be saved."""
-  loss, norm = float(measured['loss']), float(measured['gradient_norm'])
-  if not (math.isfinite(loss) and math.isfinite(norm)):
-    raise ValueError(
-      f'At step {step} the loss is {loss} and its gradient {norm}, which is not saved. Lower '
-      '--config.train.learning_rate or lengthen --config.train.warmup, and start again, from the '
-      'last checkpoint or in another --workdir.'
-    )
-  return loss, norm
+def read_params(source: str, model: Decoder, like):
+  """The parameters of a run, or of a checkpoint of another library."""
+  if interop.is_foreign(source):
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    return interop.read_params(interop.open_named(source), model, mesh)
+  with Checkpoints(Path(source) / 'checkpoints') as checkpoints:
+    return checkpoints.restore_params(like)
 
 
 def headline(jobs: Sequence[Job], phase: int) -> str:

@@ -52,15 +52,7 @@ class Entry:
 
 
 def main(words: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
-  parser.add_argument('--configs', required=True, metavar='FILE,FILE', help='a scheme each')
-  parser.add_argument('--workdir', required=True, help='where the runs and the report go')
-  parser.add_argument('--seeds', default='0,1,2', metavar='N,N', help='0,1,2 unless told')
-  parser.add_argument('--smoke', action='store_true', help='the code path in seconds')
-  parser.add_argument('--report_only', action='store_true', help='of what is there already')
-  flags, overrides = parser.parse_known_args(words)
+  flags, overrides = make_parser(__doc__).parse_known_args(words)
 
   workdir = Path(flags.workdir).expanduser()
   budget = load_budget(f'{BUDGET}:smoke' if flags.smoke else BUDGET, overrides)
@@ -77,6 +69,20 @@ def main(words: Sequence[str]) -> None:
   path = comparison.write(workdir, results)
   print(comparison.markdown(results))
   print(f'Report: {path}')
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+  """The flags of every comparison of schemes."""
+  parser = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )  # fmt: skip
+  parser.add_argument('--configs', required=True, metavar='FILE,FILE', help='a scheme each')
+  parser.add_argument('--workdir', required=True, help='where the runs and the report go')
+  parser.add_argument('--seeds', default='0,1,2', metavar='N,N', help='0,1,2 unless told')
+  parser.add_argument('--smoke', action='store_true', help='the code path in seconds')
+  parser.add_argument('--report_only', action='store_true', help='of what is there already')
+  return parser
 
 
 # --- what is compared -----------------------------------------------------------------------------

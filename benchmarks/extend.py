@@ -22,6 +22,7 @@ import train
 from benchmarks import measure
 from posjax import cli, run
 from posjax.config import load
+from posjax.evaluation import label
 from posjax.report.drawing import save, styled
 from posjax.report.plots import plot_lengths
 
@@ -88,7 +89,8 @@ def settings_of(name: str, lengths: Sequence[int], unit: int, recipes, tokens: i
 def zero_shot(folder: Path, source: ConfigDict, names, lengths, flags) -> dict:
   """The evaluation of the run's own checkpoint under every method."""
   recipes = [recipe_of(name, source, flags.factor) for name in names]
-  settings = settings_of('zero-shot', lengths, source.train.length, recipes, flags.tokens)
+  name = f'zero-shot-{flags.factor}-{flags.tokens}'
+  settings = settings_of(name, lengths, source.train.length, recipes, flags.tokens)
   return evaluated(folder, settings)
 
 
@@ -117,15 +119,17 @@ def trained_on(name: str, source: ConfigDict, workdir: Path, lengths, flags) -> 
     *(f'--config.{key}={value}' for key, value in words.items()),
   ])  # fmt: skip
   unit = source.train.length * stretch
-  return evaluated(folder, settings_of('after', lengths, unit, [{'name': 'none'}], flags.tokens))
+  name = f'after-{flags.tokens}'
+  return evaluated(folder, settings_of(name, lengths, unit, [{'name': 'none'}], flags.tokens))
 
 
 def evaluated(folder: Path, settings: ConfigDict) -> dict:
-  """What was measured before with these settings, or is now."""
+  """What was measured before with these settings, or is now. Their name says the factor and the
+  tokens, which what was measured does not."""
   path = folder / 'evaluation' / f'{settings.name}.json'
   if path.exists():
     stored = json.loads(path.read_text())
-    if len(stored['recipes']) == len(settings.recipes) and stored['targets']:
+    if stored['recipes'] == [label(dict(recipe)) for recipe in settings.recipes]:
       return stored
   return evaluation.evaluate_run(folder, settings)
 

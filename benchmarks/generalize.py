@@ -10,7 +10,6 @@ evaluation. Each run is one of train.py, in <workdir>/<task>/runs/<config>-<seed
 goes on where it was stopped, and leaves alone what is finished; longer lists train what is new.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,15 +26,8 @@ BUDGET = 'configs/copy.py'
 
 
 def main(words: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = compare.make_parser(__doc__)
   parser.add_argument('--tasks', required=True, metavar='NAME,NAME', help=', '.join(TASKS))
-  parser.add_argument('--configs', required=True, metavar='FILE,FILE', help='a scheme each')
-  parser.add_argument('--workdir', required=True, help='where the runs and the report go')
-  parser.add_argument('--seeds', default='0,1,2', metavar='N,N', help='0,1,2 unless told')
-  parser.add_argument('--smoke', action='store_true', help='the code path in seconds')
-  parser.add_argument('--report_only', action='store_true', help='of what is there already')
   flags, overrides = parser.parse_known_args(words)
 
   workdir, seeds = Path(flags.workdir).expanduser(), compare.read_seeds(flags.seeds)

@@ -8,5 +8,5 @@ from configs import base
 
 def get_config(variant: str = ''):
   config = base.get_config()
-  config.position = {'name': 'alibi', 'steepness': 8.0}
+  config.position = {'name': 'alibi', 'steepness': 8.0, 'scale': 1.0, 'rounded': False}
   return base.experiment(config, variant)

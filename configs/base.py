@@ -16,7 +16,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config = ConfigDict()
 
   config.seed = 0  # of parameters and of the order of the data
-  config.init_from = None  # run directory whose parameters training starts from
+  config.init_from = None  # run directory whose parameters training starts from; or hf:DIR, a
+  # checkpoint of another library, whose model, positions and tokenizer then take the place of these
 
   # One scheme: its name and its hyperparameters, documented in posjax/positions/<name>.py. Or
   # several, 'together' on all heads or each on 'heads' of its own: posjax/composition.py.
@@ -47,14 +48,34 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.chunk = None  # tokens; keys of other chunks of the document are not seen
   config.model.segment = None  # tokens; rows are read segment by segment, each with a ...
   config.model.memory = 0  # ... memory of so many tokens before it, which learn nothing from it
-  config.model.mlp = 'gated'  # 'gated' (SwiGLU: three matrices), 'plain' (GELU: two) or 'experts'
+  config.model.mlp = 'gated'  # 'gated' (three matrices), 'plain' (two) or 'experts'
+  config.model.activation = None  # 'silu', 'gelu', 'gelu_tanh', 'relu' or 'relu2'; None: silu
+  # where the MLP is gated (SwiGLU), gelu_tanh where it is plain (GPT-2's)
   config.model.mlp_width = 688  # 8/3 of width to a multiple of 16: as many weights as plain 4x
-  config.model.norm = 'rms'  # 'rms' or 'layer', both before each sub-block
+  config.model.residual = 'sequential'  # MLP after attention; or 'parallel', both from the same
+  # input, each with a norm of its own, or 'parallel_shared', with one norm for both
+  config.model.norm = 'rms'  # 'rms', 'layer', or 'layer_unbiased', which adds nothing
+  config.model.norm_at = 'input'  # of attention and MLP, or 'output', or 'both', or of the 'sum'
+  # after each of them, as in the first Transformer, which then has no norm before the head
+  config.model.norm_epsilon = None  # added to the mean square; None: rms 1e-6, layer 1e-5
   config.model.qk_norm = False  # RMS norm of each query and key head, before the scheme acts
+  config.model.biases = ()  # where there are some: 'qkv', 'output' (of attention), 'mlp', 'head'
+  config.model.embedding_scale = None  # multiplies embedded tokens; None: sqrt(width), so that
+  # they have variance 1 at the start, while the same matrix, as a head, gives such logits
+  config.model.embedding_norm = False  # a norm of what enters the first layer
   config.model.tied = False  # True: the output matrix is the embedding's transpose
   config.model.dtype = 'auto'  # of activations: bfloat16 on accelerators, float32 on CPU
   config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)
   config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'
+
+  # Of multi-head latent attention (posjax/latent.py); head_width is then the content's.
+  config.model.latent = ConfigDict()
+  config.model.latent.width = None  # of what is kept of a token, from which all heads' keys and
+  # values are read; None: heads have keys and values of their own
+  config.model.latent.query = None  # width of the queries' own latent; None: they come from x
+  config.model.latent.slice = 16  # dimensions of each head on which the position scheme acts
+  config.model.latent.value = None  # width of a value head; None is head_width
+  config.model.latent.decode = 'auto'  # form that reads a cache: 'auto', 'absorbed' or 'expanded'
 
   # Of layers whose mlp is 'experts' (posjax/moe.py); their experts' MLPs are gated.
   config.model.experts = ConfigDict()
@@ -147,6 +168,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
   config.model.kv_heads = min(config.model.kv_heads, 4)
   config.model.head_width = 8
   config.model.mlp_width = 64
+  if config.model.latent.width is not None:
+    config.model.latent.width, config.model.latent.slice = 16, 4
   config.model.experts.width = 16
   config.train.length = 32
   config.train.batch = 4

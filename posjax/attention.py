@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from posjax import recurrence, remapping
 from posjax.attend import Choice, Logits, Mask, Rows, attend, choose
 from posjax.extension import spectra
-from posjax.linear import project
-from posjax.norm import RMSNorm
+from posjax.linear import affine
+from posjax.norm import make_norm
 from posjax.positions import Scheme
 
 
@@ -84,7 +84,9 @@ class Attention(nn.Module):
   output_scale: of the output matrix's initial deviation, 1/sqrt(H K).
 
   Vaswani et al. 2017, arXiv:1706.03762, sec. 3.2; Shazeer 2019, arXiv:1911.02150; Ainslie et al.
-  2023, arXiv:2305.13245. No biases. Logits are scaled by 1/sqrt(K).
+  2023, arXiv:2305.13245. Logits are scaled by 1/sqrt(K).
+
+  biases: 'qkv' adds one to queries, keys and values, 'output' to what is given back.
   """
 
   layer: Layer
@@ -92,29 +94,39 @@ class Attention(nn.Module):
   kv_heads: int
   head_width: int
   qk_norm: bool = False
+  norm_epsilon: float | None = None
+  biases: tuple[str, ...] = ()
   form: str = 'auto'
   output_scale: float = 1.0
 
   @nn.compact
-  def __call__(self, x_BLD, position, rows_B: Rows, past_BLD=None):
-    """out_BLD. position: the scheme's (parameters, spectrum); rows_B: positions and segments.
+  def __call__(self, x_BLD, position, rows_B: Rows, past_BLD=None, cache=None):
+    """(out_BLD, cache). position: the scheme's (parameters, spectrum); rows_B: positions, segments.
 
     past_BLD: with segments, the same tokens as those after theirs see them.
+    cache: what is kept of the tokens before these (posjax/cache.py); None: there are none.
     """
     D, H, G, K = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
     near = nn.initializers.normal(D**-0.5)
     query_DX = self.param('query_DX', near, (D, H * K))
     key_DX = self.param('key_DX', near, (D, G * K))
     value_DX = self.param('value_DX', near, (D, G * K))
-    key_norm = RMSNorm(name='key_norm') if self.qk_norm else lambda k_BLGK: k_BLGK
+    zeros = nn.initializers.zeros
+    query_bias_X, key_bias_X, value_bias_X = (
+      self.param(f'{name}_bias_X', zeros, (heads * K,)) if 'qkv' in self.biases else None
+      for name, heads in (('query', H), ('key', G), ('value', G))
+    )
+    head_norm = lambda name: make_norm('rms', self.norm_epsilon, name)
+    key_norm = head_norm('key_norm') if self.qk_norm else lambda k_BLGK: k_BLGK
     split = lambda y_BLX, heads: y_BLX.reshape(*y_BLX.shape[:2], heads, K)
 
-    q_BLHK = split(project(x_BLD, query_DX), H)
+    q_BLHK = split(affine(x_BLD, query_DX, query_bias_X), H)
     if self.qk_norm:
-      q_BLHK = RMSNorm(name='query_norm')(q_BLHK)
+      q_BLHK = head_norm('query_norm')(q_BLHK)
 
     def keys_and_values(x_BLD):
-      return key_norm(split(project(x_BLD, key_DX), G)), split(project(x_BLD, value_DX), G)
+      k_BLGK = split(affine(x_BLD, key_DX, key_bias_X), G)
+      return key_norm(k_BLGK), split(affine(x_BLD, value_DX, value_bias_X), G)
 
     past = None
     if past_BLD is not None:
@@ -122,12 +134,15 @@ class Attention(nn.Module):
     k_BLGK, v_BLGK = keys_and_values(x_BLD)
     # Kept for whoever applies the model with mutable='intermediates'; otherwise nothing happens.
     self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLGK))
-    out_BLHK = position_and_attend(
-      self.layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGK, rows_B, self.form, past
-    )
+    vectors = x_BLD, q_BLHK, k_BLGK, v_BLGK
+    if cache is None:
+      out_BLHK = position_and_attend(self.layer, position, *vectors, rows_B, self.form, past)
+    else:
+      out_BLHK, cache = cache.attend(self.layer, position, *vectors, rows_B, scale=K**-0.5)
     spread = nn.initializers.normal(self.output_scale * (H * K) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * K, D))
-    return project(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD)
+    output_bias_D = self.param('output_bias_D', zeros, (D,)) if 'output' in self.biases else None
+    return affine(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD, output_bias_D), cache
 
 
 def position_and_attend(

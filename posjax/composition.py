@@ -8,8 +8,9 @@ learned parameter, state and spectrum is a tuple or dict with one entry per part
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +66,14 @@ class Parts(Scheme):
   def replaces_logits(self) -> bool:
     return any(part.replaces_logits for part in self.parts)
 
+  @property
+  def embed_reads(self) -> int:
+    return max(part.embed_reads for part in self.parts)
+
+  @property
+  def features_read(self) -> int:
+    return max(part.features_read for part in self.parts)
+
   def overrides(self, hook):
     return any(part.overrides(hook) for part in self.parts)
 
@@ -113,6 +122,10 @@ class Parts(Scheme):
     each = self.each(params, spectrum)
     return tuple(part.table(own, numbers, r_R) for part, own, numbers in each)
 
+  def continued(self, features_L, gap):
+    each = zip(self.parts, features_L, gap, strict=True)
+    return tuple(part.continued(own, theirs) for part, own, theirs in each)
+
   def start(self, params, spectrum, query):
     return tuple(
       part.start(own, numbers, _rows_of(query, n))
@@ -129,6 +142,22 @@ class Parts(Scheme):
     for part, own, numbers in self.each(params, spectrum):
       x_LD = part.embed(own, numbers, x_LD, tokens_L, pos_L)
     return x_LD
+
+  def query(self, params, spectrum, q_LHK, pos_L):
+    return self.through(q_LHK, [
+      functools.partial(part.query, own, numbers, pos_L=pos_L)
+      for part, own, numbers in self.each(params, spectrum)
+    ])
+
+  def key(self, params, spectrum, k_LGK, pos_L):
+    return self.through(k_LGK, [
+      functools.partial(part.key, own, numbers, pos_L=pos_L)
+      for part, own, numbers in self.each(params, spectrum)
+    ])
+
+  def through(self, x_LHK, changes: Sequence[Callable]):
+    """Queries, or keys, after a change by each part."""
+    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,15 +189,10 @@ class Together(Parts):
         'which the other would have turned. Use one of them.'
       )
 
-  def query(self, params, spectrum, q_LHK, pos_L):
-    for part, own, numbers in self.each(params, spectrum):
-      q_LHK = part.query(own, numbers, q_LHK, pos_L)
-    return q_LHK
-
-  def key(self, params, spectrum, k_LGK, pos_L):
-    for part, own, numbers in self.each(params, spectrum):
-      k_LGK = part.key(own, numbers, k_LGK, pos_L)
-    return k_LGK
+  def through(self, x_LHK, changes):
+    for change in changes:
+      x_LHK = change(x_LHK)
+    return x_LHK
 
   def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     pairs, each = [], self.each(params, spectrum)
@@ -259,13 +283,9 @@ class Heads(Parts):
     ends = list(itertools.accumulate(self.counts(x.shape[axis])))
     return jnp.split(x, ends[:-1], axis=axis)
 
-  def query(self, params, spectrum, q_LHK, pos_L):
-    parts = zip(self.each(params, spectrum), self.cut(q_LHK, 1), strict=True)
-    return _level([part.query(own, numbers, q, pos_L) for (part, own, numbers), q in parts])
-
-  def key(self, params, spectrum, k_LGK, pos_L):
-    parts = zip(self.each(params, spectrum), self.cut(k_LGK, 1), strict=True)
-    return _level([part.key(own, numbers, k, pos_L) for (part, own, numbers), k in parts])
+  def through(self, x_LHK, changes):
+    both = zip(changes, self.cut(x_LHK, 1), strict=True)
+    return _level([change(own_LHK) for change, own_LHK in both])
 
   def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     parts = zip(

@@ -24,9 +24,10 @@ OPEN = ('position', 'extension', 'sampling', 'data.task')
 # Keys that may be None, absent: `configs/base.py` says what that means for each.
 ABSENT = (
   'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
-  'model.window', 'model.chunk', 'model.segment', 'data.size', 'data.glob', 'data.data_dir',
-  'data.cache_dir',
-  'train.clip', 'train.loss_chunk',
+  'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
+  'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
+  'data.size', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
+  'sampler.top_k',
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What a model costs before it runs: parameters, FLOPs and bytes."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -7,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posjax.attend import Rows
-from posjax.attention import Layer, encoded
-from posjax.decoder import Decoder
+from posjax import decoding
+from posjax.attention import Layer
+from posjax.decoder import Decoder, init_params
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets; MFU is unknown elsewhere.
 PEAK = (
@@ -42,17 +43,18 @@ def count_parameters(params: Any) -> dict[str, int]:
 def flops_per_token(model: Decoder, params: Any, length: int) -> float:
   """Training FLOPs per token: forward, and twice that backward; recomputation is not counted.
 
-  2 per weight of a matrix and token, of routed experts those of the chosen ones, and 4 K per head
-  and visible key (q . k and p v). Causal
-  attention is counted half: a query sees (L + 1) / 2 keys on average, or its window.
+  2 per weight of a matrix and token, of routed experts those of the chosen ones, and 2 K + 2 V per
+  head and visible key (q . k and p v). Causal attention is counted half: a query sees (L + 1) / 2
+  keys on average, or its window.
   """
   visible = [visible_keys(layer, length) for layer in model.pattern]
   keys = sum(visible[n % len(visible)] for n in range(model.layers))
-  attention = 4 * model.heads * model.head_width * keys
+  value = model.head_width if model.latent is None else model.latent.value or model.head_width
+  attention = 2 * model.heads * (model.query_width + value) * keys
   weights = sum(
     active(model, path[-1].key, leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if re.search(r'_(DV|DX|DM|XD|MD|DE|EDM|EMD)$', path[-1].key)
+    if re.search(r'_(DV|DX|DM|XD|MD|DE|EDM|EMD|DC|DR|CX)$', path[-1].key)
   )
   if model.tied:
     weights += model.width * model.vocabulary
@@ -82,25 +84,15 @@ def cache_bytes_per_token(model: Decoder) -> float:
   Its keys as the scheme leaves them, its values, and what the scheme's score needs of it as a key.
   A window bounds how many tokens are kept, not what one of them costs.
   """
-  L, H, G, K = model.length, model.heads, model.kv_heads, model.head_width
+  spectrum = jax.tree.map(jnp.float32, model.spectrum())
 
-  def kept(layer: Layer, spectrum) -> float:
-    def keys(key):
-      params = layer.scheme.parameters(key, model.dims)
-      array = lambda *shape: jnp.zeros((L, *shape), model.compute_dtype)
-      rows = Rows(index_L=jnp.arange(L), pos_L=jnp.arange(L))
-      _, k_LGK, _, key = encoded(
-        layer.scheme, (params, spectrum), array(model.width), array(H, K), array(G, K), rows,
-        K**-0.5, columns=False,
-      )  # fmt: skip
-      return k_LGK, array(G, K), key.features_L
+  def cached(key):
+    weights = decoding.unstacked(model, init_params(model, key))
+    return decoding.empty(model, weights, spectrum, batch=1, size=1)
 
-    leaves = jax.tree.leaves(jax.eval_shape(keys, jax.random.key(0)))
-    return sum(x.size * x.dtype.itemsize for x in leaves) / L
-
-  spectra = jax.tree.map(jnp.float32, model.spectrum())
-  pattern = [kept(layer, one) for layer, one in zip(model.pattern, spectra, strict=True)]
-  return sum(pattern[n % len(pattern)] for n in range(model.layers))
+  cache = jax.eval_shape(cached, jax.random.key(0))
+  kept = [dataclasses.replace(layer, past_TD=None) for layer in cache.layers]
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
 
 def describe_parameters(params: Any) -> str:

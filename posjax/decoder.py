@@ -1,4 +1,4 @@
-"""The decoder language model: embedding, pre-norm blocks, head.
+"""The decoder language model: embedding, blocks, head.
 
 Letters: B batch, L tokens, D model width, M MLP width, V vocabulary.
 """
@@ -16,12 +16,14 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from posjax import composition, sampling
+from posjax.activation import ACTIVATIONS, activate, gate
 from posjax.attend import FORMS, Choice, Mask, Rows
 from posjax.attention import Attention, Layer, choose_form
 from posjax.extension import Spectrum, each, extend, spectra
-from posjax.linear import project, recomputed
+from posjax.latent import Latent, LatentAttention, decoupled
+from posjax.linear import affine
 from posjax.moe import Experts, Routing
-from posjax.norm import NORMS
+from posjax.norm import NORMS, make_norm
 from posjax.positions import Dims, Scheme, merged
 
 DTYPES = ('auto', 'float32', 'bfloat16', 'float16')
@@ -36,43 +38,42 @@ REMAT = {
 }
 
 
-@recomputed
-def gated(gate_BLM, up_BLM):
-  return jax.nn.silu(gate_BLM) * up_BLM
-
-
-@recomputed
-def gelu(x_BLM):
-  return jax.nn.gelu(x_BLM, approximate=True)
-
-
 class GatedMLP(nn.Module):
-  """(silu(x gate) * (x up)) down, SwiGLU without biases (Shazeer 2020, arXiv:2002.05202)."""
+  """(f(x gate) * (x up)) down; SwiGLU where f is silu (Shazeer 2020, arXiv:2002.05202)."""
 
   width: int
   output_scale: float
+  activation: str
+  biased: bool = False
 
   @nn.compact
   def __call__(self, x_BLD):
     D, M = x_BLD.shape[-1], self.width
+    bias = lambda name, size: self.param(name, ZEROS, (size,)) if self.biased else None
     gate_DM = self.param('gate_DM', nn.initializers.normal(D**-0.5), (D, M))
     up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    return project(gated(project(x_BLD, gate_DM), project(x_BLD, up_DM)), down_MD)
+    gate_BLM = affine(x_BLD, gate_DM, bias('gate_bias_M', M))
+    up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
+    return affine(gate(self.activation, gate_BLM, up_BLM), down_MD, bias('down_bias_D', D))
 
 
 class PlainMLP(nn.Module):
-  """gelu(x up) down, without biases; GELU in its tanh form, as GPT-2's."""
+  """f(x up) down."""
 
   width: int
   output_scale: float
+  activation: str
+  biased: bool = False
 
   @nn.compact
   def __call__(self, x_BLD):
     D, M = x_BLD.shape[-1], self.width
+    bias = lambda name, size: self.param(name, ZEROS, (size,)) if self.biased else None
     up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    return project(gelu(project(x_BLD, up_DM)), down_MD)
+    up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
+    return affine(activate(self.activation, up_BLM), down_MD, bias('down_bias_D', D))
 
 
 class MixedMLP(nn.Module):
@@ -80,54 +81,103 @@ class MixedMLP(nn.Module):
 
   routing: Routing
   output_scale: float
+  activation: str
   mesh: Mesh | None
 
   @nn.compact
   def __call__(self, x_BLD, real_BL=None):
-    r, scale = self.routing, self.output_scale
-    experts = Experts(r, activate=gated, output_scale=scale, mesh=self.mesh, name='experts')
+    r, scale, activate = self.routing, self.output_scale, functools.partial(gate, self.activation)
+    experts = Experts(r, activate=activate, output_scale=scale, mesh=self.mesh, name='experts')
     out_BLD = experts(x_BLD, real_BL)
     if r.shared:
-      out_BLD += GatedMLP(r.shared * r.width, scale, name='shared')(x_BLD)
+      shared = GatedMLP(r.shared * r.width, scale, self.activation, name='shared')
+      out_BLD += shared(x_BLD)
     return out_BLD
 
 
+ZEROS = nn.initializers.zeros
 MLPS = {'gated': GatedMLP, 'plain': PlainMLP, 'experts': MixedMLP}
+USUAL = {'gated': 'silu', 'plain': 'gelu_tanh', 'experts': 'silu'}  # activation of each
+BIASES = ('qkv', 'output', 'mlp', 'head')
+RESIDUALS = ('sequential', 'parallel', 'parallel_shared')
+# Where a block normalises: what goes into its two parts, what comes out of them, the sums.
+NORM_AT = {'input': ('input',), 'output': ('output',), 'both': ('input', 'output'), 'sum': ('sum',)}
 
 
 class Block(nn.Module):
-  """Adds attention(norm(x)), then mlp(norm(x)): pre-norm (Xiong et al. 2020, arXiv:2002.04745)."""
+  """Adds attention and MLP to the residual stream.
+
+    sequential       x += attention(norm(x));  x += mlp(norm(x))
+    parallel         x += attention(norm(x)) + mlp(norm'(x))    (Wang & Komatsuzaki 2021, GPT-J)
+    parallel_shared  the same with one norm for both
+
+  Norms are at the input of each part, pre-norm (Xiong et al. 2020, arXiv:2002.04745), or elsewhere
+  as NORM_AT has it: x += norm(part(x)), x += norm'(part(norm(x))), x = norm(x + part(x)).
+  """
 
   model: 'Decoder'
   layer: Layer
 
   @nn.compact
-  def __call__(self, x_BLD, position, rows_B):
+  def __call__(self, x_BLD, position, rows_B, cache=None):
+    """(x_BLD, cache): without a cache of the tokens before these, None."""
     m = self.model
-    norm = NORMS[m.norm]
+
+    def norm(part: str, place: str = 'input'):
+      if place not in NORM_AT[m.norm_at]:
+        return lambda y_BLD: y_BLD
+      name = f'{part}_norm' if place == 'input' else f'{part}_{place}_norm'
+      return make_norm(m.norm, m.norm_epsilon, name)
+
     params, spectrum = position
     params = merged(params, learned(self, self.layer.scheme.init_layer, m.dims))
     # Each block adds to the residual stream; 1/sqrt(2 N) keeps its variance (GPT-2, sec. 2.3).
     output_scale = (2 * m.layers) ** -0.5
-    attention = Attention(
-      layer=self.layer,
-      heads=m.heads,
-      kv_heads=m.kv_heads,
-      head_width=m.head_width,
-      qk_norm=m.qk_norm,
-      form=m.attention,
-      output_scale=output_scale,
-      name='attention',
-    )
-    attention_norm, past_BLD = norm(name='attention_norm'), None
-    if self.layer.segment is not None:
+    attention = make_attention(m, self.layer, output_scale)
+    attention_norm, past_BLD = norm('attention'), None
+    if self.layer.segment is not None and cache is None:
       past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
-    x_BLD += attention(attention_norm(x_BLD), (params, spectrum), rows_B, past_BLD)
-    y_BLD, kind = norm(name='mlp_norm')(x_BLD), self.layer.mlp or m.mlp
-    if kind == 'experts':
-      real_BL = None if rows_B.segment_L is None else rows_B.segment_L > 0
-      return x_BLD + MixedMLP(m.experts, output_scale, m.mesh, name='mlp')(y_BLD, real_BL), None
-    return x_BLD + MLPS[kind](m.mlp_width, output_scale, name='mlp')(y_BLD), None
+    y_BLD = attention_norm(x_BLD)
+    out_BLD, cache = attention(y_BLD, (params, spectrum), rows_B, past_BLD, cache)
+    out_BLD = norm('attention', 'output')(out_BLD)
+    mlp = make_mlp(m, self.layer, output_scale, rows_B)
+    if m.residual == 'sequential':
+      x_BLD = norm('attention', 'sum')(x_BLD + out_BLD)
+      out_BLD = mlp(norm('mlp')(x_BLD))
+      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), cache
+    if m.residual == 'parallel':
+      y_BLD = norm('mlp')(x_BLD)
+    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), cache
+
+
+def make_attention(model: 'Decoder', layer: Layer, output_scale: float) -> nn.Module:
+  """What a block has first: heads with keys and values of their own, or one latent for all."""
+  alike = {
+    'layer': layer,
+    'heads': model.heads,
+    'head_width': model.head_width,
+    'norm_epsilon': model.norm_epsilon,
+    'form': model.attention,
+    'output_scale': output_scale,
+    'name': 'attention',
+  }
+  if model.latent is not None:
+    return LatentAttention(latent=model.latent, **alike)
+  return Attention(
+    kv_heads=model.kv_heads, qk_norm=model.qk_norm, biases=model.biases, **alike
+  )
+
+
+def make_mlp(model: 'Decoder', layer: Layer, output_scale: float, rows_B: Rows) -> Callable:
+  """What a block has beside attention, of its layer's kind."""
+  kind = layer.mlp or model.mlp
+  activation = model.activation or USUAL[kind]
+  if kind != 'experts':
+    biased = 'mlp' in model.biases
+    return MLPS[kind](model.mlp_width, output_scale, activation, biased, name='mlp')
+  real_BL = None if rows_B.segment_L is None else rows_B.segment_L > 0
+  experts = MixedMLP(model.experts, output_scale, activation, model.mesh, name='mlp')
+  return functools.partial(experts, real_BL=real_BL)
 
 
 class Period(nn.Module):
@@ -149,6 +199,7 @@ class Decoder(nn.Module):
 
   pattern: how its layers know positions, repeated over the depth; usually one for all.
   length: tokens of a training row, which some schemes need to size their tables.
+  latent: of all layers, or None where heads have keys and values of their own.
   experts: of the layers whose MLP is that, else None.
   mesh: of the devices that experts lie on; None without experts, or on one device.
 
@@ -167,12 +218,20 @@ class Decoder(nn.Module):
   head_width: int
   mlp_width: int
   mlp: str = 'gated'
+  activation: str | None = None
+  residual: str = 'sequential'
   norm: str = 'rms'
+  norm_at: str = 'input'
+  norm_epsilon: float | None = None
   qk_norm: bool = False
+  biases: tuple[str, ...] = ()
+  embedding_scale: float | None = None
+  embedding_norm: bool = False
   tied: bool = False
   dtype: str = 'auto'
   remat: str = 'none'
   attention: str = 'auto'
+  latent: Latent | None = None
   experts: Routing | None = None
   mesh: Mesh | None = None
 
@@ -180,9 +239,11 @@ class Decoder(nn.Module):
     super().__post_init__()
     choices = {
       'mlp': MLPS, 'norm': NORMS, 'dtype': DTYPES, 'remat': REMAT, 'attention': ('auto', *FORMS),
-    }
+      'activation': (None, *ACTIVATIONS), 'residual': RESIDUALS, 'norm_at': NORM_AT,
+    }  # fmt: skip
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
+        allowed = [str(value) for value in allowed]
         raise ValueError(
           f"model.{field} = '{getattr(self, field)}' is unknown. Use one of: {', '.join(allowed)}."
         )
@@ -191,6 +252,8 @@ class Decoder(nn.Module):
         raise ValueError(
           f"A layer's mlp = '{layer.mlp}' is unknown. Use one of: {', '.join(MLPS)}."
         )
+      if (layer.mlp or self.mlp) == 'experts' and 'mlp' in self.biases:
+        raise ValueError("Experts have no biases. Leave 'mlp' out of model.biases.")
       if (layer.mlp or self.mlp) == 'experts' and self.experts is None:
         raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
     for field in (
@@ -198,11 +261,21 @@ class Decoder(nn.Module):
     ):
       if getattr(self, field) is None or getattr(self, field) < 1:
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
+    for place in self.biases:
+      if place not in BIASES:
+        raise ValueError(f"model.biases names '{place}'. It may name: {', '.join(BIASES)}.")
+    if self.norm_at not in ('input', 'both') and self.residual != 'sequential':
+      raise ValueError(
+        f"model.residual = '{self.residual}' reads what norms made of the input, but "
+        f"model.norm_at = '{self.norm_at}' has none there. Use norm_at = input or both."
+      )
     if len(self.schemes) > 1 and any(scheme.overrides('embed') for scheme in self.schemes):
       raise ValueError(
         'A scheme that acts on the input acts once, for all layers, but the layers differ in their '
         'schemes. Give every layer the same, or schemes that act within layers.'
       )
+    if self.latent is not None:
+      check_latent(self)
     if self.heads % self.kv_heads:
       raise ValueError(
         f'{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly. '
@@ -211,18 +284,24 @@ class Decoder(nn.Module):
 
   @property
   def dims(self) -> Dims:
+    """What a scheme sees: of latent attention, the decoupled slice."""
     return Dims(
       width=self.width,
       heads=self.heads,
       kv_heads=self.kv_heads,
-      head_width=self.head_width,
+      head_width=self.head_width if self.latent is None else self.latent.slice,
       length=self.length,
     )
 
   @property
+  def query_width(self) -> int:
+    """Of a query or key head."""
+    return self.head_width + (0 if self.latent is None else self.latent.slice)
+
+  @property
   def scale(self) -> float:
     """Of the products of queries and keys."""
-    return self.head_width**-0.5
+    return self.query_width**-0.5
 
   @property
   def compute_dtype(self):
@@ -261,6 +340,9 @@ class Decoder(nn.Module):
     self.embedding_VD = self.param('embedding_VD', nn.initializers.normal(D**-0.5), (V, D))
     if not self.tied:
       self.head_DV = self.param('head_DV', nn.initializers.normal(D**-0.5), (D, V))
+    self.head_bias_V = self.param('head_bias_V', ZEROS, (V,)) if 'head' in self.biases else None
+    norm = functools.partial(make_norm, self.norm, self.norm_epsilon)
+    self.input_norm = norm() if self.embedding_norm else lambda x_BLD: x_BLD
     names = ['position', *(f'position_{n}' for n in range(1, len(self.schemes)))]
     self.shared = tuple(
       learned(self, scheme.init, self.dims, name)
@@ -271,7 +353,8 @@ class Decoder(nn.Module):
       self.blocks = self.repeated(self.pattern, whole)
     if rest:
       self.rest = self.repeated(self.pattern[:rest], 1)
-    self.final_norm = NORMS[self.norm]()
+    # Where sums are normalised, the last block has done it.
+    self.final_norm = norm() if self.norm_at != 'sum' else lambda x_BLD: x_BLD
 
   def repeated(self, pattern: tuple[Layer, ...], times: int):
     """`times` x the pattern, as one scan over stacked parameters."""
@@ -304,34 +387,60 @@ class Decoder(nn.Module):
     layers = zip(self.pattern, spectrum, strict=True)
     if any(layer.under(one, self.scale).mask.counts_from_begin for layer, one in layers):
       rows_B = rows_B.with_begin()
-    positions = tuple(
-      (self.shared[self.schemes.index(layer.scheme)], one)
-      for layer, one in zip(self.pattern, spectrum, strict=True)
-    )
-    # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
-    table_VD = self.embedding_VD
-    if self.mesh is not None:  # told the rows' devices by the experts, XLA would copy x to all
-      table_VD = jax.lax.with_sharding_constraint(table_VD, NamedSharding(self.mesh, P('tensor')))
-    x_BLD = (table_VD[tokens_BL] * self.width**0.5).astype(self.compute_dtype)
-    embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
-    x_BLD = jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)
+    x_BLD, positions = self.begin(tokens_BL, spectrum, positions_BL)
     whole, rest = divmod(self.layers, len(self.pattern))
     if whole:
       x_BLD, _ = self.blocks(x_BLD, positions, rows_B)
     if rest:
       x_BLD, _ = self.rest(x_BLD, positions[:rest], rows_B)
+    return self.end(x_BLD)
+
+  def begin(self, tokens_BL, spectrum, positions_BL):
+    """What enters the first layer, x_BLD, and what each layer of the pattern knows of positions:
+    (learned by its scheme for all layers, spectrum)."""
+    positions = tuple(
+      (self.shared[self.schemes.index(layer.scheme)], one)
+      for layer, one in zip(self.pattern, spectrum, strict=True)
+    )
+    # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
+    scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
+    table_VD = self.embedding_VD
+    if self.mesh is not None:  # told the rows' devices by the experts, XLA would copy x to all
+      table_VD = jax.lax.with_sharding_constraint(table_VD, NamedSharding(self.mesh, P('tensor')))
+    x_BLD = (table_VD[tokens_BL] * scale).astype(self.compute_dtype)
+    embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
+    return self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)), positions
+
+  def end(self, x_BLD):
+    """hidden_BLD of what leaves the last layer."""
     return self.final_norm(x_BLD)
 
   def logits(self, hidden_BLD):
     """logits_BLV, float32."""
     head_DV = self.embedding_VD.T if self.tied else self.head_DV
-    return project(hidden_BLD, head_DV).astype(jnp.float32)
+    return affine(hidden_BLD, head_DV, self.head_bias_V).astype(jnp.float32)
 
   def __call__(
     self, tokens_BL, spectrum, positions_BL=None, segments_BL=None, contiguous: bool = False
   ):
     """logits_BLV, float32: memory B x L x V; training goes through posjax.loss instead."""
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
+
+
+def check_latent(model: Decoder) -> None:
+  """Raises ValueError where a model's other values make no sense with its latents."""
+  for layer in model.pattern:
+    decoupled(layer, model.latent)
+  if model.kv_heads != model.heads:
+    raise ValueError(
+      f'All {model.heads} heads read one latent, so there are no {model.kv_heads} key/value heads '
+      'to share. Set model.kv_heads = model.heads.'
+    )
+  if model.qk_norm or 'qkv' in model.biases or 'output' in model.biases:
+    raise ValueError(
+      'Latent attention has its norms on the latents, and no biases. Set model.qk_norm = False '
+      "and leave 'qkv' and 'output' out of model.biases."
+    )
 
 
 def init_params(model: Decoder, key: jax.Array):
@@ -356,6 +465,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
   alike = {'position': config.position, 'extended': True, 'mlp': settings['mlp'], **mask, **cut}
   settings['experts'] = Routing(**settings['experts'])
+  latent = settings.pop('latent')
+  settings['latent'] = None if latent.width is None else Latent(**latent)
   pattern = tuple(make_layer(alike, one) for one in config.layers or ({},))
   return Decoder(
     pattern=pattern,
@@ -393,9 +504,14 @@ def make_layer(alike: dict, own: dict) -> Layer:
   return Layer(scheme=scheme, mask=mask, **settings)
 
 
-def as_trained(model: Decoder, config: ConfigDict) -> tuple[Spectrum, ...]:
-  """The spectra the run trains with: the schemes' own, after the config's extension."""
-  return extend(model.spectrum(), length=config.train.length, **config.extension)
+def as_trained(
+  model: Decoder, config: ConfigDict, length: int | None = None
+) -> tuple[Spectrum, ...]:
+  """The spectra the run trains with: the schemes' own, after the config's extension.
+
+  length: tokens of a text, where the extension follows it; None: those of a training row.
+  """
+  return extend(model.spectrum(), length=length or config.train.length, **config.extension)
 
 
 def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position'):
@@ -407,11 +523,14 @@ def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position
 def describe_attention(model: Decoder, length: int, *, packed: bool) -> list[Choice]:
   """The form that each layer of the pattern takes at this length, and why."""
   of = lambda *shape: jax.ShapeDtypeStruct((length, *shape), model.compute_dtype)
-  arrays = of(model.width), of(model.heads, model.head_width), of(model.kv_heads, model.head_width)
+  width = model.query_width
+  arrays = of(model.width), of(model.heads, width), of(model.kv_heads, width)
   choices = []
   for layer, spectrum in zip(model.pattern, model.spectrum(), strict=True):
     init = functools.partial(layer.scheme.parameters, dims=model.dims)
     position = jax.eval_shape(init, jax.random.key(0)), spectrum
+    if model.latent is not None:
+      layer = decoupled(layer, model.latent)
     choices.append(choose_form(model.attention, layer, position, *arrays, packed=packed))
   return choices
 

@@ -6,6 +6,8 @@ its pattern, and 'rest', those left over.
 Letters: R repetitions of the pattern, B rows, L tokens.
 """
 
+import jax
+
 from posjax.decoder import Decoder
 
 
@@ -15,6 +17,12 @@ def place(model: Decoder, layer: int) -> tuple[str, int, int]:
   if repetition < model.layers // len(model.pattern):
     return 'blocks', repetition, n
   return 'rest', 0, n
+
+
+def weights(model: Decoder, params, layer: int):
+  """The parameters of one layer, as its `Block` has them."""
+  stack, repetition, n = place(model, layer)
+  return jax.tree.map(lambda x: x[repetition], params[stack][f'layer_{n}'])
 
 
 def own(params, stack: str, n: int):

@@ -23,6 +23,12 @@ def project(x_ND: jax.Array, w_DO: jax.Array) -> jax.Array:
   return x_ND @ w_DO.astype(x_ND.dtype)
 
 
+def affine(x_ND: jax.Array, w_DO: jax.Array, bias_O: jax.Array | None) -> jax.Array:
+  """`project`, and the bias where there is one."""
+  y_NO = project(x_ND, w_DO)
+  return y_NO if bias_O is None else y_NO + bias_O.astype(y_NO.dtype)
+
+
 def _forward(x_ND, w_DO):
   return project(x_ND, w_DO), (x_ND, w_DO)
 

@@ -1,4 +1,4 @@
-"""A run's model with the weights of its newest whole checkpoint."""
+"""A run's model with the weights of its newest whole checkpoint, or one of another library."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from posjax import phases, run, sharding
+from posjax import data, interop, phases, run, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.decoder import Decoder, build, init_params
 
@@ -18,7 +18,9 @@ from posjax.decoder import Decoder, build, init_params
 class Loaded:
   """A run: its model, and its parameters on the mesh nearest to its own.
 
+  workdir: of the run; where results go.
   config: complete, of the last phase; experiment: as the run was started, phases and all.
+  trained: whether the weights are those of the run in `workdir`.
   """
 
   workdir: Path
@@ -27,11 +29,25 @@ class Loaded:
   model: Decoder
   params: Any
   mesh: Mesh
+  tokenizer: Any
+  trained: bool = True
 
 
-def load(workdir: str | Path) -> Loaded:
-  """Raises ValueError where the directory holds no run, or no whole checkpoint."""
+def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
+  """The run in `workdir`; or `checkpoint`, 'hf:DIR' or another run, whose results go to `workdir`.
+
+  Raises ValueError where a directory holds no run, or no whole checkpoint, or no checkpoint that
+  posjax computes exactly (posjax/interop/).
+  """
   workdir = Path(workdir).expanduser()
+  if checkpoint is not None:
+    if (workdir / 'config.json').exists():
+      raise ValueError(
+        f"'{workdir}' holds a run of its own. Give a new directory as --workdir for what is found "
+        f'of {checkpoint}.'
+      )
+    load_it = load_foreign if interop.is_foreign(checkpoint) else load
+    return dataclasses.replace(load_it(checkpoint), workdir=workdir, trained=False)
   experiment = run.load_config(workdir)
   config = phases.last(experiment)
   mesh = sharding.nearest_mesh(config.mesh)
@@ -45,5 +61,27 @@ def load(workdir: str | Path) -> Loaded:
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     params = checkpoints.restore_params(like)
   return Loaded(
-    workdir=workdir, experiment=experiment, config=config, model=model, params=params, mesh=mesh
+    workdir=workdir,
+    experiment=experiment,
+    config=config,
+    model=model,
+    params=params,
+    mesh=mesh,
+    tokenizer=data.load_tokenizer(workdir),
+  )
+
+
+def load_foreign(name: str) -> Loaded:
+  opened = interop.open_named(name)
+  config = opened.config
+  mesh = sharding.nearest_mesh(config.mesh)
+  model = build(config, mesh)
+  return Loaded(
+    workdir=Path(name.partition(':')[2]),
+    experiment=config,
+    config=config,
+    model=model,
+    params=interop.read_params(opened, model, mesh),
+    mesh=mesh,
+    tokenizer=opened.tokenizer,
   )

@@ -1,5 +1,7 @@
 """Normalisation of the last axis, in float32 whatever the type of its input."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,12 +39,22 @@ class LayerNorm(nn.Module):
   """y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias; Ba et al. 2016, arXiv:1607.06450."""
 
   epsilon: float = 1e-5
+  biased: bool = True
 
   @nn.compact
   def __call__(self, x):
     scale_D = self.param('scale_D', nn.initializers.ones, x.shape[-1:])
-    bias_D = self.param('bias_D', nn.initializers.zeros, x.shape[-1:])
+    bias_D = self.param('bias_D', nn.initializers.zeros, x.shape[-1:]) if self.biased else 0.0
     return layer_normalise(x, scale_D, bias_D, self.epsilon)
 
 
-NORMS = {'rms': RMSNorm, 'layer': LayerNorm}
+NORMS = {
+  'rms': RMSNorm,
+  'layer': LayerNorm,
+  'layer_unbiased': functools.partial(LayerNorm, biased=False),
+}
+
+
+def make_norm(kind: str, epsilon: float | None, name: str | None = None) -> nn.Module:
+  """One of NORMS; epsilon None takes its own."""
+  return NORMS[kind](name=name) if epsilon is None else NORMS[kind](epsilon=epsilon, name=name)

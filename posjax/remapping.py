@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from posjax.around import Around
 from posjax.attend import Tile
 from posjax.attend.rows import anywhere
+from posjax.composition import Parts
 from posjax.extension import Far, spectra
 from posjax.positions import Scheme
 
@@ -28,13 +30,12 @@ def far_of(spectrum: Any) -> Far | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remapped(Scheme):
+class Remapped(Around):
   """`scheme`, its far logits computed anew; `scale` is that of the products.
 
   Raises ValueError for a scheme that counts along the keys: it would count near logits.
   """
 
-  scheme: Scheme
   scale: float
 
   factorises = False
@@ -49,32 +50,21 @@ class Remapped(Scheme):
   def overrides(self, hook):
     return hook == 'score' or self.scheme.overrides(hook)
 
-  def embed(self, *arguments):
-    return self.scheme.embed(*arguments)
-
-  def query(self, *arguments):
-    return self.scheme.query(*arguments)
-
-  def key(self, *arguments):
-    return self.scheme.key(*arguments)
-
-  def table(self, *arguments):
-    return self.scheme.table(*arguments)
-
   def prepare(self, params, spectrum, key, J):
     theirs, turned = key.features_L
     key = dataclasses.replace(key, features_L=theirs)
     return self.scheme.prepare(params, spectrum, key, J), turned
 
-  def temperature(self, spectrum, heads):
-    return self.scheme.temperature(spectrum, heads)
+  def continued(self, features_L, gap):
+    (own_L, turned), (theirs, _) = features_L, gap
+    return self.scheme.continued(own_L, theirs), turned
 
   def features(self, params, spectrum, x_LD, q_LHK, k_LGK, rows):
     own = self.scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
     turned = [
       (
-        self.scheme.query(params, spectrum, q_LHK, query_L),
-        self.scheme.key(params, spectrum, k_LGK, key_L),
+        moved(self.scheme, 'query', params, spectrum, q_LHK, rows.pos_L, query_L),
+        moved(self.scheme, 'key', params, spectrum, k_LGK, rows.pos_L, key_L),
       )
       for query_L, key_L in far_of(spectrum).places(rows.pos_L)
     ]
@@ -99,6 +89,23 @@ class Remapped(Scheme):
   def turned(self, tile: Tile):
     """(q_IHK, k_JGK) for each kind of far pair."""
     return zip(tile.query.features_L[1], tile.key.features_L[1], strict=True)
+
+
+def moved(scheme: Scheme, hook: str, params, spectrum, x_LHK, pos_L, far_L):
+  """Queries, or keys, by the scheme's hook: what rotates has them at far_L, whatever else acts on
+  them where they are, at pos_L."""
+  if isinstance(scheme, Around) and isinstance(scheme.scheme, Parts):
+    raise ValueError(
+      'In latent attention, far keys are seen from other places by a single scheme only. Use one, '
+      'or an extension that changes numbers, e.g. linear.'
+    )
+  if not isinstance(scheme, Parts):
+    place_L = pos_L if spectrum.far is None else far_L
+    return getattr(scheme, hook)(params, spectrum, x_LHK, place_L)
+  return scheme.through(x_LHK, [
+    lambda x_LHK, each=each: moved(each[0], hook, *each[1:], x_LHK, pos_L, far_L)
+    for each in scheme.each(params, spectrum)
+  ])
 
 
 def own(tile: Tile) -> Tile:

@@ -1,6 +1,7 @@
 """Who may import whom: one table, held against the imports of every file."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -15,6 +16,7 @@ MAY_IMPORT = {
   'posjax.rotary': '',
   'posjax.linear': '',
   'posjax.norm': 'linear',
+  'posjax.activation': 'linear',
   'posjax.sharding': '',
   'posjax.checkpoint': '',
   'posjax.run': 'config',
@@ -29,17 +31,21 @@ MAY_IMPORT = {
   'posjax.composition': 'attend positions',
   'posjax.recurrence': 'attend',
   'posjax.sampling': '',
-  'posjax.cache': 'attend extension positions',
-  'posjax.remapping': 'attend extension positions',
+  'posjax.around': 'positions',
+  'posjax.remapping': 'around attend composition extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
-  'posjax.latent': 'attend attention extension linear norm positions',
-  'posjax.moe': '',
-  'posjax.decoder': 'attend attention cache composition extension latent linear moe norm positions '
-  'sampling',
+  'posjax.latent': 'around attend attention linear norm',
+  'posjax.moe': 'activation linear norm',
+  'posjax.decoder': 'activation attend attention composition extension latent linear moe '
+  'norm positions sampling',
+  'posjax.cache': 'attend attention positions',
   'posjax.layers': 'decoder',
+  'posjax.decoding': 'attend cache decoder layers',
+  'posjax.generation': 'decoding',
   'posjax.phases': 'config decoder',
   'posjax.loss': 'decoder extension',
-  'posjax.cost': 'attend attention decoder',
+  'posjax.cost': 'attention decoder decoding',
+  'posjax.meter': 'cost decoder training',
 }
 ABOVE = {  # anything
   'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli', 'posjax.atlas',
@@ -57,15 +63,23 @@ def module_of(file):
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
+@functools.cache
+def nodes(file):
+  return list(ast.walk(ast.parse(file.read_text())))
+
+
+@functools.cache
 def imports(file):
   """Full names of what a file imports, wherever in the file it does so."""
-  for node in ast.walk(ast.parse(file.read_text())):
+  found = []
+  for node in nodes(file):
     if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      found += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f'{file}: relative import'
       names = [f'{node.module}.{alias.name}' for alias in node.names]
-      yield from (n if is_module(n) else node.module for n in names)
+      found += [n if is_module(n) else node.module for n in names]
+  return found
 
 
 def is_module(name):
@@ -117,14 +131,17 @@ def test_configs_load_without_posjax_or_jax(file):
 @pytest.mark.parametrize('file', files('posjax'), ids=module_of)
 def test_no_file_but_its_own_names_a_scheme(file):
   """Neither by module, nor by class, nor as a quoted string. Words that also name an extension
-  ('none') say nothing about schemes."""
-  for scheme in positions.names():
-    if file.name == f'{scheme}.py' and file.parent.name == 'positions':
-      continue
-    class_name = positions.find(scheme).__name__
+  ('none') say nothing about schemes. Import translates what other libraries call them."""
+  if inside(module_of(file), 'posjax.interop'):
+    return
+  schemes = {positions.find(name).__name__: name for name in positions.names()}
+  if file.parent.name == 'positions':
+    schemes = {kind: name for kind, name in schemes.items() if name != file.stem}
+  for scheme in schemes.values():
     assert not any(inside(name, f'posjax.positions.{scheme}') for name in imports(file))
-    for node in ast.walk(ast.parse(file.read_text())):
-      named = getattr(node, 'id', None) or getattr(node, 'attr', None)
-      assert named != class_name, f'{file}:{node.lineno} names the scheme {class_name}'
-      if isinstance(node, ast.Constant) and scheme not in extension.METHODS:
-        assert node.value != scheme, f"{file}:{node.lineno} names the scheme '{scheme}'"
+  words = set(schemes.values()) - extension.METHODS.keys()
+  for node in nodes(file):
+    named = getattr(node, 'id', None) or getattr(node, 'attr', None)
+    assert named not in schemes, f'{file}:{node.lineno} names the scheme {named}'
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+      assert node.value not in words, f"{file}:{node.lineno} names the scheme '{node.value}'"

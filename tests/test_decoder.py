@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,34 +34,55 @@ def random_params(**changes):
   return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
-def by_definition(params, tokens_L, *, H, G, K, mlp='gated', norm='rms', qk_norm=False, seen):
+ACTIVATIONS = {
+  'silu': lambda x: x / (1 + np.exp(-x)),
+  'gelu': lambda x: x * np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))(x),
+  'gelu_tanh': lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+  'relu': lambda x: np.maximum(x, 0),
+  'relu2': lambda x: np.maximum(x, 0) ** 2,
+}
+
+
+def by_definition(
+  params, tokens_L, *, H, G, K, seen, mlp='gated', activation=None, residual='sequential',
+  norm='rms', norm_at='input', norm_epsilon=None, qk_norm=False, biases=(), embedding_scale=None,
+  embedding_norm=False,
+):  # fmt: skip
   """The model in float64, one token after the other; softmax attention without positions.
 
   seen: for each layer of the pattern, the keys that query i sees.
   """
   p = jax.tree.map(np.float64, params)
+  active = ACTIVATIONS[activation or {'gated': 'silu', 'plain': 'gelu_tanh'}[mlp]]
 
   def normalise(x, weights, kind):
-    if kind == 'layer':
-      y = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
-      return y * weights['scale_D'] + weights['bias_D']
-    return x / np.sqrt((x * x).mean() + 1e-6) * weights['scale_D']
+    if kind == 'rms':
+      return x / np.sqrt((x * x).mean() + (norm_epsilon or 1e-6)) * weights['scale_D']
+    y = (x - x.mean()) / np.sqrt(x.var() + (norm_epsilon or 1e-5)) * weights['scale_D']
+    return y + weights['bias_D'] if kind == 'layer' else y
+
+  def biased(y, weights, name, place):
+    return y + weights[name] if place in biases else y
 
   def feed(x, weights):
+    up = biased(x @ weights['up_DM'], weights, 'up_bias_M', 'mlp')
     if mlp == 'gated':
-      gate = x @ weights['gate_DM']
-      return (gate / (1 + np.exp(-gate)) * (x @ weights['up_DM'])) @ weights['down_MD']
-    up = x @ weights['up_DM']
-    gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-    return gelu @ weights['down_MD']
+      up = up * active(biased(x @ weights['gate_DM'], weights, 'gate_bias_M', 'mlp'))
+    else:
+      up = active(up)
+    return biased(up @ weights['down_MD'], weights, 'down_bias_D', 'mlp')
 
-  x_LD = p['embedding_VD'][tokens_L] * np.sqrt(p['embedding_VD'].shape[1])
+  scale = np.sqrt(p['embedding_VD'].shape[1]) if embedding_scale is None else embedding_scale
+  x_LD = p['embedding_VD'][tokens_L] * scale
+  if embedding_norm:
+    x_LD = np.stack([normalise(x, p['input_norm'], norm) for x in x_LD])
   for block, keys in blocks_in_order(p, seen):
     a, heads = block['attention'], {'query': [], 'key': [], 'value': []}
     for x in x_LD:
-      y = normalise(x, block['attention_norm'], norm)
+      y = normalise(x, block['attention_norm'], norm) if norm_at in ('input', 'both') else x
       for kind, count in (('query', H), ('key', G), ('value', G)):
-        vectors = [(y @ a[f'{kind}_DX'])[h * K : h * K + K] for h in range(count)]
+        long = biased(y @ a[f'{kind}_DX'], a, f'{kind}_bias_X', 'qkv')
+        vectors = [long[h * K : h * K + K] for h in range(count)]
         if qk_norm and kind != 'value':
           vectors = [normalise(v, a[f'{kind}_norm'], 'rms') for v in vectors]
         heads[kind].append(vectors)
@@ -72,11 +94,26 @@ def by_definition(params, tokens_L, *, H, G, K, mlp='gated', norm='rms', qk_norm
         s = np.array([heads['query'][i][h] @ heads['key'][j][g] / np.sqrt(K) for j in keys(i)])
         weight = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
         out.append(sum(w * heads['value'][j][g] for w, j in zip(weight, keys(i), strict=True)))
-      x = x + np.concatenate(out) @ a['output_XD']
-      after_LD.append(x + feed(normalise(x, block['mlp_norm'], norm), block['mlp']))
+      out = biased(np.concatenate(out) @ a['output_XD'], a, 'output_bias_D', 'output')
+      if norm_at in ('output', 'both'):
+        out = normalise(out, block['attention_output_norm'], norm)
+      entry = x if residual != 'sequential' else x + out
+      if norm_at == 'sum':
+        entry = normalise(entry, block['attention_sum_norm'], norm)
+      read = entry
+      if norm_at in ('input', 'both'):
+        which = 'attention' if residual == 'parallel_shared' else 'mlp'
+        read = normalise(entry, block[f'{which}_norm'], norm)
+      fed = feed(read, block['mlp'])
+      if norm_at in ('output', 'both'):
+        fed = normalise(fed, block['mlp_output_norm'], norm)
+      x = entry + fed + (0 if residual == 'sequential' else out)
+      after_LD.append(normalise(x, block['mlp_sum_norm'], norm) if norm_at == 'sum' else x)
     x_LD = np.stack(after_LD)
-  x_LD = np.stack([normalise(x, p['final_norm'], norm) for x in x_LD])
-  return x_LD @ (p['head_DV'] if 'head_DV' in p else p['embedding_VD'].T)
+  if norm_at != 'sum':
+    x_LD = np.stack([normalise(x, p['final_norm'], norm) for x in x_LD])
+  logits_LV = x_LD @ (p['head_DV'] if 'head_DV' in p else p['embedding_VD'].T)
+  return biased(logits_LV, p, 'head_bias_V', 'head')
 
 
 def blocks_in_order(params, seen):
@@ -102,9 +139,21 @@ def everything(i):
     {},
     {'kv_heads': 1, 'norm': 'layer', 'mlp': 'plain'},
     {'kv_heads': 4, 'qk_norm': True, 'tied': True, 'window': 3},
+    {'residual': 'parallel', 'norm': 'layer', 'biases': ('qkv', 'mlp'), 'activation': 'relu'},
+    {'residual': 'parallel_shared', 'norm': 'layer_unbiased', 'mlp': 'plain', 'biases': ('head',),
+     'activation': 'gelu', 'tied': True},
+    {'norm_at': 'output', 'norm_epsilon': 0.1, 'qk_norm': True, 'activation': 'gelu_tanh'},
+    {'norm_at': 'both', 'embedding_scale': 3.0, 'biases': ('output', 'mlp'), 'mlp': 'plain',
+     'activation': 'relu2'},
+    {'norm_at': 'both', 'residual': 'parallel', 'activation': 'gelu'},
+    {'norm_at': 'sum', 'norm': 'layer', 'norm_epsilon': 0.2, 'embedding_norm': True},
   ],
-  ids=['gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed'],
-)
+  ids=[
+    'gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed',
+    'parallel, biases', 'one norm for both, head bias', 'norms at the output, epsilon',
+    'norms at both, scale, output bias', 'norms at both, parallel', 'norms of sums, embedding norm',
+  ],
+)  # fmt: skip
 def test_the_model_is_its_definition(changes, tolerance):
   model, params = decoder(**changes), random_params(**changes)
   got_BLV = jax.jit(model.apply)({'params': params}, TOKENS_BL, model.spectrum())
@@ -341,6 +390,11 @@ def test_bfloat16_activations_give_float32_logits_and_gradients(remat):
     ({'kv_heads': 3}, '4 query heads cannot share 3 key/value heads evenly'),
     ({'mlp': 'gatde'}, r"model.mlp = 'gatde' is unknown. Use one of: gated, plain"),
     ({'norm': 'batch'}, r"model.norm = 'batch' is unknown. Use one of: rms, layer"),
+    ({'activation': 'swish'}, r"model.activation = 'swish' is unknown. Use one of: None, silu"),
+    ({'residual': 'none'}, r"model.residual = 'none' is unknown. Use one of: sequential, par"),
+    ({'norm_at': 'pre'}, r"model.norm_at = 'pre' is unknown. Use one of: input, output, both"),
+    ({'biases': ('qkv', 'key')}, r"model.biases names 'key'. It may name: qkv, output, mlp, head"),
+    ({'norm_at': 'sum', 'residual': 'parallel'}, r"model.norm_at = 'sum' has none there"),
     ({'dtype': 'float64'}, "model.dtype = 'float64' is unknown"),
     ({'remat': 'all'}, r"model.remat = 'all' is unknown. Use one of: none, block, dots"),
     ({'attention': 'flash'}, r"model.attention = 'flash' is unknown. Use one of: auto, dense"),

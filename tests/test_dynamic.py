@@ -1,5 +1,6 @@
 """Extensions that follow the length of the text, in both modes."""
 
+import functools
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from posjax import composition
 from posjax.attention import Layer
-from posjax.decoder import Decoder, check_length
+from posjax.decoder import Decoder, check_length, init_params
 from posjax.extension import extend
 from posjax.positions import Dims
 from posjax.rotary import rotate
@@ -124,7 +125,9 @@ def test_a_decoder_reads_frequencies_of_each_position(scheme):
   )  # fmt: skip
   settings = {'name': 'dynamic_ntk', 'trained_length': TRAINED}
   tokens_BL = jax.random.randint(jax.random.key(1), (1, L), 0, 16)
-  params = model.init(jax.random.key(0), tokens_BL, model.spectrum())
+  shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  rng = np.random.default_rng(1)
+  params = {'params': jax.tree.map(lambda x: np.float32(0.4 * rng.normal(size=x.shape)), shapes)}
   logits = jax.jit(
     lambda spectrum: model.apply(params, tokens_BL, jax.tree.map(jnp.float32, spectrum))
   )

@@ -14,6 +14,7 @@ import eval as evaluation
 from posjax import run
 from posjax.config import load
 from posjax.decoder import as_trained, build
+from posjax.extension import extend
 from posjax.extension.frequencies import linear, yarn
 
 EXTEND = '--eval=configs/eval/extend.py:smoke'
@@ -197,6 +198,31 @@ def test_a_run_continued_without_extension_was_trained_at_its_own_length():
   model, config = experiment('extension.trained_length=8')
   ours = evaluation.extended(model, config, {'name': 'yarn', 'factor': 2.0}, 64)
   assert_same(ours, (yarn(*model.spectrum(), factor=2.0, trained_length=32),))
+
+
+@pytest.mark.parametrize(('asked', 'factor'), [(2.0, 4.0), (4.0, 4.0), (8.0, 8.0)])
+def test_a_run_of_skipped_positions_knows_as_many_as_they_reach(asked, factor):
+  """Rows of 32 that skip up to 128, which an extension by 4 made room for."""
+  skips = ('sampling.name=pose', 'sampling.range=128', 'sampling.chunks=2')
+  stretched = ('extension.name=yarn', 'extension.factor=4.0', 'extension.trained_length=32')
+  for settings in ((*skips, *stretched), skips):
+    model, config = experiment(*settings)
+    ours = evaluation.extended(model, config, {'name': 'yarn', 'factor': asked}, 64)
+    if settings == skips:  # at home in 128 positions without any
+      exact = extend(model.spectrum(), name='yarn', factor=factor / 4, trained_length=128)
+    else:
+      exact = extend(model.spectrum(), name='yarn', factor=factor, trained_length=32)
+    assert_same(ours, exact)
+
+
+def test_after_an_extension_without_a_factor_it_is_lengths_that_count():
+  """Another base, trained on 32 tokens from weights of 8: texts of 64 are 8 times as long."""
+  model, config = experiment(
+    'extension.name=rebase', 'extension.theta=1e6', 'extension.trained_theta=1e4',
+    'extension.trained_length=8',
+  )  # fmt: skip
+  ours = evaluation.extended(model, config, {'name': 'linear', 'factor': 2.0}, 64)
+  assert_same(ours, (linear(*model.spectrum(), factor=8.0, trained_length=8),))
 
 
 def test_the_config_of_a_run_says_all_that_evaluation_needs(rope):

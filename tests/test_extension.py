@@ -133,17 +133,42 @@ def test_yarn_with_a_ramp_of_no_width_is_a_step():
   assert set(np.round(spectrum.frequency_F / rotary(32, 10_000.0).frequency_F, 9)) == {1.0, 0.25}
 
 
+TURNED = dataclasses.replace(rotary(8, 1e4), amplitude=1.0)
+
+
 @pytest.mark.parametrize(
   ('spectrum', 'settings', 'text'),
   [
-    (rotary(8, 1e4), {'name': 'yran', 'factor': 2.0, 'trained_length': 8}, "'yran'. .*yarn"),
+    (rotary(8, 1e4), {'name': 'yran', 'factor': 2.0}, r"'yran'. Did you mean 'yarn'\? There are"),
     (rotary(8, 1e4), {'name': 'ntk', 'trained_length': 8}, "'ntk' needs factor"),
     (rotary(8, 1e4), {'name': 'ntk', 'factor': 2.0}, "'ntk' needs trained_length"),
     (rotary(8, 1e4), {'name': 'ntk', 'factor': 0.5, 'trained_length': 8}, 'factor = 0.5.*shorten'),
     (rotary(8, 1e4), {'name': 'ntk', 'factor': math.nan, 'trained_length': 8}, 'factor = nan'),
     (rotary(8, 1e4), {'name': 'ntk', 'factor': 2.0, 'trained_length': 0}, 'trained_length = 0'),
     (rotary(8, 1e4), {'name': 'ntk', 'factor': 2.0, 'trained_length': 8, 'fast': 3},
-     "no setting 'fast'. It takes: factor, trained_length"),
+     "no setting 'fast'.* It takes: factor, trained_length"),
+    (rotary(8, 1e4), {'name': 'yarn', 'facotr': 2.0, 'trained_length': 8},
+     r"no setting 'facotr'. Did you mean 'factor'\? It takes: attention_factor, factor"),
+    (rotary(8, 1e4), {'name': 'yarn', 'factor': 2.0, 'trained_length': 8, 'fast': 1.0, 'slow': 2.0},
+     'fast > slow > 0'),
+    (rotary(8, 1e4), {'name': 'yarn', 'factor': 2.0, 'trained_length': 8, 'slow': 0.0},
+     'fast > slow > 0'),
+    (rotary(8, 1e4),
+     {'name': 'by_parts', 'factor': 2.0, 'trained_length': 8, 'fast': 1.0, 'slow': 1.0},
+     'both 1.0 turns. Use fast > slow'),
+    (rotary(8, 1e4),
+     {'name': 'yarn', 'factor': 2.0, 'trained_length': 8, 'attention_factor': -1.0},
+     'attention_factor = -1.0.*attention_factor > 0'),
+    (rotary(8, 1e4), {'name': 'rescale', 'divisors': (1.0,) * 4, 'temperature': 0.0},
+     'temperature = 0.0.*temperature > 0'),
+    (TURNED, {'name': 'rescale', 'divisors': (1.0,) * 4, 'start': -1, 'length': 8},
+     'keep -1 positions.*start >= 0'),
+    (TURNED, {'name': 'rescale', 'divisors': (1.0,) * 4, 'start': 2}, 'known length'),
+    (TURNED, {'name': 'longrope', 'factor': 2.0, 'trained_length': 1, 'length': 8,
+              'short': (1.0,) * 4, 'long': (2.0,) * 4}, 'trained_length = 1, whose logarithm'),
+    ((dataclasses.replace(TURNED, fixed=True), Spectrum()),
+     {'name': 'yarn', 'factor': 2.0, 'trained_length': 8},
+     "'extended': False in config.layers. Use: none, log_n"),
     (Spectrum(), {'name': 'linear', 'factor': 2.0, 'trained_length': 8}, 'neither freq.*log_n'),
     (Spectrum(slope_H=np.ones(2)), {'name': 'yarn', 'factor': 2.0, 'trained_length': 8},
      'changes frequencies.*Use: none, linear, log_n'),
@@ -166,8 +191,7 @@ def test_methods_apply_to_what_they_change():
     'drop', 'log_n', 'dynamic_linear', 'dynamic_ntk', 'dynamic_yarn', 'longrope', 'rerope',
     'self_extend', 'dual_chunk', 'streaming',
   ]  # fmt: skip
-  turned = dataclasses.replace(rotary(8, 1e4), amplitude=1.0)
-  assert applicable(turned) == list(METHODS) == ['none', *STRETCHING, *frequencies, *rotating]
+  assert applicable(TURNED) == list(METHODS) == ['none', *STRETCHING, *frequencies, *rotating]
   assert applicable(rotary(8, 1e4)) == ['none', *STRETCHING, *frequencies, 'log_n']
   assert applicable(Spectrum(slope_H=np.ones(2))) == ['none', 'linear', 'log_n']
   assert applicable(Spectrum(rate=1.0)) == ['none', 'linear', 'log_n']
@@ -192,13 +216,10 @@ def test_a_factor_without_a_method_is_refused_and_names_the_methods():
 
 def test_what_a_config_always_has_is_no_setting_of_methods_that_take_none():
   """`config.extension` has a factor of 1 and no trained length, whatever the method."""
-  spectrum = extend(
-    dataclasses.replace(rotary(8, 1e4), amplitude=1.0), name='drop', factor=1.0,
-    trained_length=None, length=64,
-  )  # fmt: skip
+  spectrum = extend(TURNED, name='drop', factor=1.0, trained_length=None, length=64)
   assert not spectrum.frequency_F.any()
   with pytest.raises(ValueError, match="has no setting 'factor'"):
-    extend(dataclasses.replace(rotary(8, 1e4), amplitude=1.0), name='drop', factor=2.0)
+    extend(TURNED, name='drop', factor=2.0)
 
 
 @pytest.mark.parametrize('factor', FACTORS)

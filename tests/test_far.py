@@ -12,8 +12,9 @@ import pytest
 from posjax import composition
 from posjax.attend import Rows
 from posjax.attention import Layer, position_and_attend
-from posjax.decoder import Decoder
+from posjax.decoder import Decoder, init_params
 from posjax.extension import extend
+from posjax.extension.far import Grouped
 from posjax.positions import Dims
 
 L, H, G, K, THETA, TRAINED = 24, 4, 2, 8, 100.0, 12
@@ -82,20 +83,28 @@ def turned(x_K, distance):
 
 def by_pairs(q_LHK, k_LGK, v_LGK, distance):
   """Causal attention whose logits are those of `distance(m, n)`, None: not seen."""
-  out_LHK = np.zeros((len(q_LHK), H, K))
+  return np.stack([one_query(m, q_LHK, k_LGK, v_LGK, distance) for m in range(len(q_LHK))])
+
+
+def one_query(m, q_LHK, k_LGK, v_LGK, distance):
+  out_HK = np.zeros((H, K))
+  seen = [n for n in range(m + 1) if distance(m, n) is not None]
   for h in range(H):
-    for m in range(len(q_LHK)):
-      seen = [n for n in range(m + 1) if distance(m, n) is not None]
-      s = np.array([
-        turned(q_LHK[m, h], distance(m, n)) @ k_LGK[n, h // (H // G)] / math.sqrt(K) for n in seen
-      ])
-      p = np.exp(s - s.max())
-      out_LHK[m, h] = p / p.sum() @ v_LGK[seen, h // (H // G)]
-  return out_LHK
+    s = np.array([
+      turned(q_LHK[m, h], distance(m, n)) @ k_LGK[n, h // (H // G)] / math.sqrt(K) for n in seen
+    ])
+    p = np.exp(s - s.max())
+    out_HK[h] = p / p.sum() @ v_LGK[seen, h // (H // G)]
+  return out_HK
+
+
+@functools.cache
+def program(scheme, form):
+  """One for all spectra of a form."""
+  return jax.jit(lambda *args: position_and_attend(Layer(scheme=scheme), *args, form))
 
 
 def run(position, spectrum, q_BLHK, k_BLGK, v_BLGK, form='tiled', segments_BL=None, params=None):
-  layer = Layer(scheme=composition.make(position))
   pos_BL = jnp.broadcast_to(jnp.arange(q_BLHK.shape[1]), q_BLHK.shape[:2])
   if segments_BL is not None:
     starts_BL = jnp.array([[row.tolist().index(s) for s in row] for row in segments_BL])
@@ -104,9 +113,9 @@ def run(position, spectrum, q_BLHK, k_BLGK, v_BLGK, form='tiled', segments_BL=No
     index_L=jnp.arange(q_BLHK.shape[1]), pos_L=pos_BL, segment_L=segments_BL, contiguous=True
   ).with_begin()
   x_BLD = jnp.ones((*q_BLHK.shape[:2], DIMS.width))
-  spectrum = jax.tree.map(jnp.float32, spectrum)
-  attend = functools.partial(position_and_attend, layer, (params or {}, spectrum))
-  return jax.jit(attend, static_argnums=5)(x_BLD, q_BLHK, k_BLGK, v_BLGK, rows, form)
+  position_of = params or {}, jax.tree.map(jnp.float32, spectrum)
+  attend = program(composition.make(position), form)
+  return attend(position_of, x_BLD, q_BLHK, k_BLGK, v_BLGK, rows)
 
 
 def extended(position, name, settings):
@@ -131,6 +140,31 @@ def test_attention_is_that_of_the_distances_of_the_paper(vectors, name, settings
     assert np.abs(exact_LHK - plain_LHK).max() > 0.05
 
 
+def test_groups_are_whole_at_every_size():
+  """A compiled floor(82 / 82) can be 0: the program multiplies with a rounded 1 / 82."""
+  pos_L = np.arange(600)
+  places = [jax.jit(lambda far, n=n: far.places(pos_L)[0][n]) for n in range(2)]
+  for size in range(1, 130):
+    far = Grouped(window=jnp.float32(3 * size), group=jnp.float32(size), whole=True)
+    np.testing.assert_array_equal(places[1](far), pos_L // size)
+    np.testing.assert_array_equal(places[0](far), pos_L // size + 3 * size - 3)
+
+
+def test_chunks_are_whole_at_every_size(rng):
+  """As above: within the attention of a row, the first token of a chunk belongs to it."""
+  chunk, settings = 82, {'reach': 100, 'local': 18}
+  q_BLHK, k_BLGK, v_BLGK = (rng.normal(size=(1, 170, n, K)).astype(np.float32) for n in (H, G, G))
+  spectrum = extend(
+    composition.make(ROPE).spectrum(DIMS), name='dual_chunk', trained_length=128, **settings
+  )
+  out_BLHK = run(ROPE, spectrum, q_BLHK, k_BLGK, v_BLGK)
+  for m in (chunk - 1, chunk, 2 * chunk):
+    exact_HK = one_query(
+      m, q_BLHK[0], k_BLGK[0], v_BLGK[0], lambda m, n: dual_chunk_distance(m, n, **settings)
+    )
+    np.testing.assert_allclose(out_BLHK[0, m], exact_HK, atol=1e-4)
+
+
 @pytest.mark.parametrize(('name', 'settings'), CASES, ids=IDS)
 def test_no_distance_is_new_to_the_model(name, settings):
   apparent = [DISTANCE[name](m, n, **settings) for m in range(L) for n in range(m + 1)]
@@ -142,9 +176,9 @@ def test_no_distance_is_new_to_the_model(name, settings):
 @pytest.mark.parametrize(('name', 'settings'), PARAMS)
 def test_a_packed_row_is_its_documents_alone(vectors, name, settings, tolerance):
   spectrum = extended(ROPE, name, settings)
-  segments_BL = np.array([[1] * 9 + [2] * 15, [1] * 20 + [2] * 4])
+  segments_BL = np.array([[1] * 9 + [2] * 15, [1] * 15 + [2] * 9])
   packed_BLHK = run(ROPE, spectrum, *vectors, segments_BL=segments_BL)
-  for b, cut in ((0, 9), (1, 20)):
+  for b, cut in ((0, 9), (1, 15)):
     for part in (slice(0, cut), slice(cut, L)):
       alone_BLHK = run(ROPE, spectrum, *(x[b : b + 1, part] for x in vectors))
       np.testing.assert_allclose(packed_BLHK[b, part], alone_BLHK[0], atol=tolerance(L))
@@ -195,6 +229,23 @@ def test_other_schemes_that_rotate_have_near_and_far_keys_too(rng, vectors, posi
   assert np.abs(plain_BLHK - dense_BLHK).max() > 0.01
 
 
+@pytest.mark.parametrize('name', ['rerope', 'streaming'])
+def test_what_sharpens_queries_by_their_position_knows_where_they_are(vectors, name, tolerance):
+  """Far keys are seen from elsewhere by what rotates, alone: SSMax counts the keys there are."""
+  position = {'name': 'together', 'parts': (ROPE, {'name': 'ssmax', 'strength': 0.7})}
+  settings = {'window': 5} | ({'sinks': 2} if name == 'streaming' else {})
+  params = {'part_1': {'strength_H': jnp.full(H, 0.7)}}
+  spectrum = extended(position, name, settings)
+  q_BLHK, k_BLGK, v_BLGK = vectors
+  sharp_LHK = q_BLHK[0] * (0.7 * np.log(np.arange(L) + 1))[:, None, None]
+  exact_LHK = by_pairs(
+    sharp_LHK, k_BLGK[0], v_BLGK[0], lambda m, n: DISTANCE[name](m, n, **settings)
+  )
+  for form in ('dense', 'tiled'):
+    out_BLHK = run(position, spectrum, *vectors, form, params=params)
+    np.testing.assert_allclose(out_BLHK[0], exact_LHK, atol=4 * tolerance(L))
+
+
 def test_queries_past_the_trained_length_are_sharpened_by_the_logarithm(vectors, tolerance):
   """log_n is a factor on queries; within the trained length there is none."""
   spectrum = extended(ROPE, 'log_n', {})
@@ -238,11 +289,14 @@ def test_sinks_of_an_extension_are_those_of_each_document_of_a_decoder(tolerance
   spectrum = jax.tree.map(
     jnp.float32, extend(model.spectrum(), name='streaming', window=3, sinks=2)
   )
-  tokens_BL = jax.random.randint(jax.random.key(1), (1, L), 0, 16)
-  params = model.init(jax.random.key(0), tokens_BL, model.spectrum())
+  rng = np.random.default_rng(1)
+  tokens_BL = rng.integers(0, 16, (1, L))
+  shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  params = {'params': jax.tree.map(lambda x: np.float32(0.4 * rng.normal(size=x.shape)), shapes)}
   segments_BL = jnp.asarray([[1] * 9 + [2] * 15])
   positions_BL = jnp.asarray([[*range(9), *range(15)]])
-  packed = model.apply(params, tokens_BL, spectrum, positions_BL, segments_BL, contiguous=True)
+  logits = jax.jit(model.apply, static_argnames='contiguous')
+  packed = logits(params, tokens_BL, spectrum, positions_BL, segments_BL, contiguous=True)
   for part in (slice(0, 9), slice(9, L)):
-    alone = model.apply(params, tokens_BL[:, part], spectrum)
+    alone = logits(params, tokens_BL[:, part], spectrum)
     np.testing.assert_allclose(packed[:, part], alone, atol=4 * tolerance(L))

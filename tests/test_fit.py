@@ -66,8 +66,8 @@ def test_gradients_find_the_valley():
 def test_evolution_comes_closer_to_it_than_what_it_starts_from():
   best = stretched('linear').rescaled(np.linspace(0.5, 1, 8), 1.0)
   budget = valley(best, passes=1200)
-  starts = [budget.measure({'name': name}) for name in ('linear', 'ntk', 'yarn')]
-  budget.spent = 0
+  starts = [budget.look({'name': name}) for name in ('linear', 'ntk', 'yarn')]
+  assert budget.spent == 0
   found = METHODS['evolution'](budget, seed=0)
   assert found.loss < 0.5 * min(starts)
   divisors = np.array(found.recipe['divisors'])
@@ -103,12 +103,16 @@ def test_the_same_seed_finds_the_same(method):
 
 
 def test_what_cannot_be_fitted_is_refused_with_the_way_out():
-  with pytest.raises(ValueError, match=r'neither queries nor keys.*configs/eval/extend.py'):
+  with pytest.raises(ValueError, match=r'no scheme of the model has any.*configs/eval/extend.py'):
     waves((Spectrum(), Spectrum(slope_H=np.ones(2))))
   slower = positions.make('rope', theta=1e5).spectrum(DIMS)
   with pytest.raises(ValueError, match='different waves'):
     waves((ROPE, slower))
   assert waves((ROPE, positions.make('fox').spectrum(DIMS), ROPE)) is ROPE
+  sinusoids = positions.make('sinusoidal').spectrum(DIMS)  # `rescale` would change them, too
+  assert waves((sinusoids,)) is sinusoids
+  with pytest.raises(ValueError, match='different waves'):
+    waves((sinusoids, ROPE))
   with pytest.raises(ValueError, match='--passes=5 or more'):
     valley(ROPE, passes=4)
 
@@ -152,6 +156,16 @@ def test_the_loss_of_a_fit_is_the_mean_of_the_windows_and_its_gradient_is_that_o
   assert len(spectra(budget.spectrum)) == 1
 
 
+def test_what_would_be_read_is_checked_before_anything_is(run):
+  loaded = load(run)
+  assert make_budget(loaded, 2.0, windows=1, passes=9).windows == 1
+  with pytest.raises(ValueError, match='--windows=0 leaves nothing to fit to'):
+    make_budget(loaded, 2.0, windows=0, passes=9)
+  loaded.config.data.name = 'task:copy'
+  with pytest.raises(ValueError, match=r"trained on 'task:copy'.*trained on text"):
+    make_budget(loaded, 2.0, windows=1, passes=9)
+
+
 def test_fits_that_make_no_sense_are_refused(run, tmp_path):
   flags = [f'--workdir={run}', '--method=grid']
   with pytest.raises(ValueError, match=r'--factor=1.0 makes no text longer'):
@@ -160,8 +174,8 @@ def test_fits_that_make_no_sense_are_refused(run, tmp_path):
     main([*flags, '--factor=1e6'])
   with pytest.raises(ValueError, match=r"no fit 'grid' of .*python -m posjax.fit --workdir="):
     fit.resolve(tmp_path, {'name': 'fitted', 'by': 'grid'})
-  with pytest.raises(ValueError, match=r"'fitted' takes `by`"):
-    fit.resolve(tmp_path, {'name': 'fitted', 'by': 'grid', 'factor': 2.0})
+  with pytest.raises(ValueError, match=r"takes `by`, .* not \['by', 'window'\]"):
+    fit.resolve(tmp_path, {'name': 'fitted', 'by': 'grid', 'window': 2})
   train_here(tmp_path / 'random', 'train.steps=3', config='configs/randomized.py:smoke')
   with pytest.raises(ValueError, match=r"sampling 'randomized'"):
     main([f'--workdir={tmp_path / "random"}', '--method=grid', '--factor=2'])

@@ -1,6 +1,7 @@
 """Experts are held to loops in NumPy float64: who is chosen, what comes out, what is counted."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 
@@ -13,12 +14,14 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from posjax import metrics, moe, positions, sharding
+from posjax.activation import gate
 from posjax.attention import Layer
-from posjax.decoder import Decoder, MixedMLP, gated
+from posjax.decoder import Decoder, MixedMLP
 from posjax.moe import FORMS, Experts, Routing, balance, choose, imbalance, statistics
 
 B, L, D, E, C, M = 2, 7, 6, 8, 3, 5
 MATRICES = ('gate_EDM', 'up_EDM', 'down_EMD')
+gated = functools.partial(gate, 'silu')
 ROUTING = {'count': E, 'chosen': C, 'width': M}
 V2 = {'scores': 'softmax', 'groups': 4, 'groups_chosen': 2, 'group_best': 1, 'normalise': False}
 V3 = {'scores': 'sigmoid', 'groups': 4, 'groups_chosen': 2, 'group_best': 2, 'normalise': True}
@@ -250,7 +253,7 @@ def test_the_router_chooses_in_float32_whatever_the_activations_are(rng):
 def test_shared_experts_are_one_gated_mlp_beside_the_routed_ones(rng):
   x_BLD, params, r = given(rng)
   r = dataclasses.replace(r, shared=2)
-  module = MixedMLP(r, output_scale=1.0, mesh=None)
+  module = MixedMLP(r, output_scale=1.0, activation='silu', mesh=None)
   whole = jax.jit(module.init)(jax.random.key(0), jnp.float32(x_BLD))['params']
   assert whole['shared']['up_DM'].shape == (D, 2 * M)
   whole |= {'experts': params}

@@ -23,7 +23,7 @@ from e2e import (
 
 import eval as evaluation
 import train
-from posjax import data, loading, metrics, phases
+from posjax import data, loading, metrics, phases, report
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
 from posjax.decoder import as_trained, build
@@ -254,7 +254,7 @@ def test_another_phase_changes_nothing_before_it(straight, tmp_path):
 
 def test_a_run_is_read_as_its_last_phase_was_trained(straight):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluation.report, 'write', lambda *_: None)
+    patch.setattr(report, 'write', lambda *_: None)
     settings = load('configs/eval/base.py:smoke', flag='eval', base='configs/eval/base.py')
     results = evaluation.evaluate_run(straight, settings)
   assert results['trained_length'] == 64 and results['facts']['scheme'] == 'none'

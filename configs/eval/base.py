@@ -18,7 +18,8 @@ def get_config(variant: str = '') -> ConfigDict:
 
   config.name = 'base'  # of the files in the run directory; another name keeps them apart
 
-  config.measure = 'loss'  # or 'attention': mean distance, entropy and sink mass of all heads
+  config.measure = 'loss'  # or 'attention': mean distance, entropy and sink mass of all heads;
+  # or 'generation': what the model writes
 
   config.multiples = (1,)  # lengths, as multiples of the length trained at
   config.trained = True  # measure that length, too: gains are against it
@@ -33,6 +34,15 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data = ConfigDict({'name': None, 'task': {}, 'size': None})
   config.examples = 200  # with a task: of each size and depth; 200 tell 0.95 from 0.99
   config.depths = ()  # with a needle: where it lies, from 0 (first) to 1 (last); () draws it
+
+  config.written = False  # with a task: the model writes its answers, token by token, from a cache;
+  # else it is asked for each token after the true ones before. Exact match is the same
+
+  config.prompts = ('Fellow citizens',)  # of generation: texts that it goes on from, side by side
+  config.new = 200  # tokens to write after each
+  # How tokens are drawn (posjax/generation.py): temperature 0 takes the likeliest.
+  config.sampler = ConfigDict({'temperature': 0.8, 'top_k': None, 'top_p': 1.0})
+  config.chunk = 256  # tokens of a prompt that are read at once; memory grows with it
 
   config.span = 2.0  # targets of each document, in longest lengths; with 1 the longest window would
   # have nowhere to slide. Documents with fewer are left out, and counted
@@ -59,4 +69,5 @@ def experiment(config: ConfigDict, variant: str) -> ConfigDict:
     config.batch_tokens = 256
     config.samples = 100
     config.examples = 8
+    config.new = 8
   return config

@@ -71,7 +71,7 @@ class Attention:
 def load(workdir: str | Path) -> Trained:
   """Raises ValueError if `workdir` holds no run, or no whole checkpoint."""
   loaded = loading.load(workdir)
-  data_config, tokenizer = loaded.config.data, data.load_tokenizer(loaded.workdir)
+  data_config, tokenizer = loaded.config.data, loaded.tokenizer
   documents = data.load(data_config, data_config.validation_split, tokenizer)
   if isinstance(documents, data.Examples):
     raise ValueError(

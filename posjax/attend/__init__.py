@@ -10,6 +10,8 @@
   cudnn    NVIDIA's fused kernel; no score, no packed documents
   splash   TPU's fused kernel; no score
 
+and `step`, for a few queries and the keys of a cache.
+
 `choose` picks a form and says why; `attend` runs it. `summarise` says where the weights lie.
 """
 
@@ -21,13 +23,15 @@ import jax.numpy as jnp
 from posjax.attend.dense import dense
 from posjax.attend.fused import cudnn, splash
 from posjax.attend.rows import Logits, Mask, Rows, Tile
+from posjax.attend.step import step
 from posjax.attend.summary import summarise
 from posjax.attend.tiled import tiled
 
 FORMS = ('dense', 'tiled', 'cudnn', 'splash')
 
 __all__ = [
-  'FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', 'summarise', *FORMS,
+  'FORMS', 'Choice', 'Logits', 'Mask', 'Rows', 'Tile', 'attend', 'choose', 'step', 'summarise',
+  *FORMS,
 ]  # fmt: skip
 
 

@@ -205,12 +205,14 @@ class Mask:
     arXiv:2309.17453). Packed rows then visit every tile before the query's.
   chunk: only keys of the query's own chunk of `chunk` tokens, counted from the start of the
     document (Llama 4); None does not cut.
+  memory: and the `memory` keys before that chunk.
   """
 
   causal: bool = True
   window: int | None = None
   sinks: int = 0
   chunk: int | None = None
+  memory: int = 0
 
   def __post_init__(self):
     if self.window is not None and self.window < 1:
@@ -232,6 +234,11 @@ class Mask:
       raise ValueError(
         f'{self.sinks} sinks and chunks of {self.chunk}: the first keys lie outside all chunks but '
         'one. Use either.'
+      )
+    if self.memory < 0 or (self.memory and self.chunk is None):
+      raise ValueError(
+        f'A memory of {self.memory} keys lies before a chunk. '
+        'Give memory >= 0, and a chunk with it.'
       )
     for name in ('window', 'chunk'):
       if getattr(self, name) is not None and not self.causal:
@@ -256,7 +263,7 @@ class Mask:
         near_IJ |= j_1J < i_I1 - query.place_L[:, None] + self.sinks
       visible_IJ &= near_IJ
     if self.chunk is not None:
-      visible_IJ &= j_1J >= i_I1 - (query.place_L % self.chunk)[:, None]
+      visible_IJ &= j_1J >= i_I1 - (query.place_L % self.chunk)[:, None] - self.memory
     if query.segment_L is not None:
       visible_IJ &= query.segment_L[:, None] == key.segment_L[None, :]
     return visible_IJ
@@ -274,7 +281,7 @@ class Mask:
     if self.chunk is not None:
       # With documents that begin anywhere, whichever the query is in: a batch has one range.
       back = first % self.chunk if query_I.begin_L is None else self.chunk - 1
-      oldest = jnp.maximum(oldest, first - back)
+      oldest = jnp.maximum(oldest, first - back - self.memory)
     near = high - oldest // J
     if not self.sinks:
       return near, lambda n: high - 1 - n

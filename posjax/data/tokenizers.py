@@ -97,7 +97,8 @@ class HuggingFace(Tokenizer):
   """
 
   FILE = 'tokenizer.json'
-  OPENERS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '[CLS]',  # opens, or else
+  OPENERS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '[CLS]', '<BOS_TOKEN>',
+             '<｜begin▁of▁sentence｜>',  # opens a text, or else
              '<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]')  # closes the one before
 
   def __init__(self, content: bytes):
@@ -144,7 +145,7 @@ def make(name_or_path: str) -> Tokenizer:
 
 def load(directory: str | pathlib.Path) -> Tokenizer:
   """Returns the tokenizer that `save` left in a run directory."""
-  for kind in (Bytes, SentencePiece, HuggingFace):
+  for kind in (Bytes, HuggingFace, SentencePiece):
     path = pathlib.Path(directory) / kind.FILE
     if path.is_file():
       return kind(path.read_bytes())

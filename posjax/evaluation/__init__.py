@@ -70,8 +70,7 @@ def evaluate(
       f'A span of {config.span} longest lengths leaves no target with full context. Use span >= 1.'
     )
   began = time.monotonic()
-  always = {trained_length} if config.trained else set()
-  lengths = sorted(always | {round(m * trained_length) for m in config.multiples})
+  lengths = lengths_of(config, trained_length)
   stride = {length: max(1, length // config.overlap) for length in lengths}
   token_DT, short = choose(
     documents, targets=round(config.span * lengths[-1]), tokens=config.tokens
@@ -97,11 +96,7 @@ def evaluate(
       scored[length, name], factor[length, name] = loss_DN, at.get('factor')
       logging.info('%s at %d tokens: %.4f nats', name, length, loss_DN['sliding'].mean())
   if not scored:
-    reasons = ' '.join(dict.fromkeys(r['reason'] for r in refused))
-    raise ValueError(
-      f'The model refuses all of {[label(r) for r in config.recipes]}: {reasons} '
-      "Evaluate with --eval=configs/eval/lengths.py, whose only recipe is 'none'."
-    )
+    raise all_refused(config, refused)
 
   # Gains are measured on the targets that even the longest windows show with full context.
   longest, step = lengths[-1], stride[lengths[-1]]
@@ -148,6 +143,22 @@ def choose(documents: Documents, *, targets: int, tokens: int) -> tuple[np.ndarr
   count = min(len(enough), max(2, tokens // targets))
   chosen = [enough[i * len(enough) // count] for i in range(count)]
   return np.stack([documents[i][: targets + 1] for i in chosen]), len(sizes) - len(enough)
+
+
+def lengths_of(config: ConfigDict, trained_length: int) -> list[int]:
+  """Tokens, each length once and in order."""
+  always = {trained_length} if config.trained else set()
+  return sorted(always | {round(m * trained_length) for m in config.multiples})
+
+
+def all_refused(config: ConfigDict, refused: list[dict]) -> ValueError:
+  """The error to raise where nothing was measured, with every reason once."""
+  reasons = ' '.join(dict.fromkeys(one['reason'] for one in refused))
+  return ValueError(
+    f'The model refuses all of {[label(dict(r)) for r in config.recipes]}: {reasons} '
+    'Evaluate with smaller --eval.multiples, or with --eval=configs/eval/lengths.py, whose only '
+    "recipe is 'none'."
+  )
 
 
 def at_length(recipe: dict, length: int, trained_length: int) -> dict:

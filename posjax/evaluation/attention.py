@@ -20,7 +20,7 @@ from posjax import layers, recurrence
 from posjax.attend import Logits, Rows, summarise
 from posjax.attention import Layer, positioned, scored
 from posjax.decoder import Decoder
-from posjax.evaluation import Documents, at_length, choose, label
+from posjax.evaluation import Documents, all_refused, at_length, choose, label, lengths_of
 from posjax.evaluation.windows import batches
 from posjax.positions import merged
 
@@ -61,8 +61,7 @@ def evaluate(
   if config.sinks < 1:
     raise ValueError(f'{config.sinks} sinks weigh nothing. Use --eval.sinks >= 1.')
   began = time.monotonic()
-  always = {trained_length} if config.trained else set()
-  lengths = sorted(always | {round(m * trained_length) for m in config.multiples})
+  lengths = lengths_of(config, trained_length)
   token_DT, short = choose(
     documents, targets=round(config.span * lengths[-1]), tokens=config.tokens
   )
@@ -81,11 +80,7 @@ def evaluate(
       rows.append({**where, 'factor': at.get('factor'), 'windows': windows, **means})
       logging.info('%s at %d tokens: attention measured', name, length)
   if not rows:
-    reasons = ' '.join(dict.fromkeys(r['reason'] for r in refused))
-    raise ValueError(
-      f'The model refuses all of {[label(r) for r in config.recipes]}: {reasons} '
-      "Evaluate with smaller --eval.multiples, or with the only recipe 'none'."
-    )
+    raise all_refused(config, refused)
   return {
     'name': config.name,
     'measure': 'attention',

@@ -4,6 +4,8 @@ An answer is right if each of its tokens is the likeliest one, given the true to
 is exact match of greedy decoding, at the cost of one forward pass: as long as every token is right
 the two see the same text, and the first wrong one ends both.
 
+With `written_hits` the model writes its answers instead, from a cache; its exact match is the same.
+
 One promise: what is compared is compared on the same examples. Every recipe answers the same ones.
 """
 
@@ -17,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from posjax.data.tasks import Example, Task, rows
-from posjax.evaluation import at_length, label
+from posjax.evaluation import all_refused, at_length, label
 
 Z = 1.96  # normal deviations of a 95 % interval
 
@@ -76,11 +78,7 @@ def evaluate(
       grid += [{**where, 'depth': d, **rate(r)} for d, r in zip(depths, right, strict=False)]
       logging.info('%s at size %d: %.3f right', name, size, summaries[-1]['exact'])
   if not summaries:
-    reasons = ' '.join(dict.fromkeys(r['reason'] for r in refused))
-    raise ValueError(
-      f'The model refuses all of {[label(r) for r in config.recipes]}: {reasons} '
-      "Evaluate with smaller --eval.multiples, or with the only recipe 'none'."
-    )
+    raise all_refused(config, refused)
   return {
     'name': config.name,
     'task': str(task),

@@ -14,9 +14,10 @@ combined, a model has a pytree of spectra: each changes that the method makes se
   far.py          far keys seen from other places than their own
 """
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from posjax.extension import dynamic, far, frequencies
@@ -75,6 +76,7 @@ WHY_NOT = {
   _frequencies: 'it changes frequencies, and the scheme has none',
   _rotation: 'it is about queries and keys that are rotated, and the scheme rotates none',
 }
+FIXED = "the layers that it is for have 'extended': False in config.layers"
 
 
 def extend(spectrum: Any, *, name: str, **settings) -> Any:
@@ -88,8 +90,10 @@ def extend(spectrum: Any, *, name: str, **settings) -> Any:
   settings = {key: value for key, value in settings.items() if value is not None}
   known, able = takes(name), applicable(spectrum)
   if name not in able:
+    needs = NEEDS[METHODS[name]]
+    fixed = any(needs(one) for one in spectra(spectrum))
     raise ValueError(
-      f"Extension '{name}' makes no sense here: {WHY_NOT[NEEDS[METHODS[name]]]}. "
+      f"Extension '{name}' makes no sense here: {FIXED if fixed else WHY_NOT[needs]}. "
       f'Use: {", ".join(able)}.'
     )
   if name == 'none' and settings.get('factor', 1) != 1:
@@ -102,7 +106,7 @@ def extend(spectrum: Any, *, name: str, **settings) -> Any:
       settings.pop(key, None)
   if unknown := sorted(settings.keys() - known.keys()):
     raise ValueError(
-      f"Extension '{name}' has no setting {unknown[0]!r}. "
+      f"Extension '{name}' has no setting {unknown[0]!r}. {_meant(unknown[0], known)}"
       f'It takes: {", ".join(sorted(known)) or "none"}.'
     )
   for key, parameter in known.items():
@@ -120,6 +124,12 @@ def extend(spectrum: Any, *, name: str, **settings) -> Any:
         f"Extension '{name}' got {key} = {settings[key]}, which would shorten the context. "
         f'Use {key} >= 1.'
       )
+  for key in ('temperature', 'attention_factor'):
+    if key in settings and not settings[key] > 0:
+      raise ValueError(
+        f"Extension '{name}' got {key} = {settings[key]}, which would turn attention away from "
+        f'what it is meant for. Use {key} > 0.'
+      )
   if name == 'none' or (settings.get('factor') == 1 and METHODS[name] is not dynamic.longrope):
     return spectrum
   method = functools.partial(METHODS[name], **settings)
@@ -129,7 +139,9 @@ def extend(spectrum: Any, *, name: str, **settings) -> Any:
 def takes(name: str) -> dict[str, inspect.Parameter]:
   """The settings of a method. Raises ValueError for an unknown one."""
   if name not in METHODS:
-    raise ValueError(f"No extension '{name}'. There are: {', '.join(METHODS)}.")
+    raise ValueError(
+      f"No extension '{name}'. {_meant(name, METHODS)}There are: {', '.join(METHODS)}."
+    )
   return dict(list(inspect.signature(METHODS[name]).parameters.items())[1:])
 
 
@@ -140,3 +152,8 @@ def applicable(spectrum: Any) -> list[str]:
 
 def _can(name: str, spectrum: Spectrum) -> bool:
   return name == 'none' or (not spectrum.fixed and NEEDS[METHODS[name]](spectrum))
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+  close = difflib.get_close_matches(name, names, n=1)
+  return f"Did you mean '{close[0]}'? " if close else ''

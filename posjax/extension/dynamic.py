@@ -13,6 +13,7 @@ As a text grows past the trained length, these methods change the frequencies fo
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -29,10 +30,8 @@ def dynamic_linear(
 ) -> Spectrum:
   """`linear` by max(1, length / trained_length) (jquesnelle/yarn,
   `LlamaDynamicScaledRotaryEmbedding`)."""
-  method = lambda factor: frequencies.linear(
-    spectrum, factor=factor, trained_length=trained_length
-  )
-  return _by_length(spectrum, method, lambda x: x / trained_length, length, mode, prefill)
+  method = functools.partial(frequencies.linear, spectrum, trained_length=trained_length)
+  return _by_length(method, lambda x: x / trained_length, length, mode, prefill)
 
 
 def dynamic_ntk(
@@ -49,9 +48,9 @@ def dynamic_ntk(
   this gain, not how many times longer the text gets)."""
   if not gain >= 1:
     raise ValueError(f"Extension 'dynamic_ntk' got gain = {gain}. Use gain >= 1.")
-  method = lambda factor: frequencies.ntk(spectrum, factor=factor, trained_length=trained_length)
+  method = functools.partial(frequencies.ntk, spectrum, trained_length=trained_length)
   grow = lambda x: gain * x / trained_length - (gain - 1)
-  return _by_length(spectrum, method, grow, length, mode, prefill)
+  return _by_length(method, grow, length, mode, prefill)
 
 
 def dynamic_yarn(
@@ -67,15 +66,9 @@ def dynamic_yarn(
 ) -> Spectrum:
   """`yarn` by max(1, length / trained_length), its attention factor too (Peng et al. 2023,
   arXiv:2309.00071, sec. 3.3; `LlamaDynamicYaRNScaledRotaryEmbedding` of jquesnelle/yarn)."""
-  method = lambda factor: frequencies.yarn(
-    spectrum,
-    factor=factor,
-    trained_length=trained_length,
-    fast=fast,
-    slow=slow,
-    truncate=truncate,
-  )
-  return _by_length(spectrum, method, lambda x: x / trained_length, length, mode, prefill)
+  settings = {'trained_length': trained_length, 'fast': fast, 'slow': slow, 'truncate': truncate}
+  method = functools.partial(frequencies.yarn, spectrum, **settings)
+  return _by_length(method, lambda x: x / trained_length, length, mode, prefill)
 
 
 def longrope(
@@ -96,11 +89,16 @@ def longrope(
     frequency'[f] = frequency[f] / (long[f] if length > trained_length else short[f])
     amplitude' = amplitude attention_factor,   attention_factor = sqrt(1 + ln factor / ln trained)
 
-  The amplitude is the same within the trained length and past it.
+  The amplitude is the same within the trained length and past it. Raises ValueError for a trained
+  length of 1, without an attention_factor.
   """
   w_F = frequencies.as_trained(spectrum, 'longrope')
   short_F, long_F = (frequencies.divisors_of(x, w_F, 'longrope') for x in (short, long))
   if attention_factor is None:
+    if trained_length == 1:
+      raise ValueError(
+        "Extension 'longrope' got trained_length = 1, whose logarithm is 0. Use 2 or more."
+      )
     attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained_length))
   divisor_F = np.where(lengths(length, mode, prefill) > trained_length, long_F, short_F)
   divided = dataclasses.replace(spectrum, frequency_F=w_F / divisor_F)
@@ -126,10 +124,10 @@ def rescale(
   w_F = frequencies.as_trained(spectrum, 'rescale')
   changed = spectrum.rescaled(frequencies.divisors_of(divisors, w_F, 'rescale'), temperature)
   if start:
-    if length is None or spectrum.amplitude is None:
+    if start < 0 or length is None or spectrum.amplitude is None:
       raise ValueError(
-        f"Extension 'rescale' keeps {start} positions as trained where keys are rotated, in texts "
-        'of a known length. Use start = 0 otherwise.'
+        f"Extension 'rescale' cannot keep {start} positions as trained: it does so where keys are "
+        'rotated, in texts of a known length. Use start >= 0 there, and 0 otherwise.'
       )
     kept_P = np.arange(length) < start
     changed = dataclasses.replace(
@@ -140,12 +138,12 @@ def rescale(
 
 
 def _by_length(
-  spectrum: Spectrum, method: Callable, factor_of: Callable, length: int, mode: str, prefill: int
+  method: Callable[..., Spectrum], factor_of: Callable, length: int, mode: str, prefill: int
 ) -> Spectrum:
   factor = np.maximum(1.0, factor_of(lengths(length, mode, prefill)))
   if mode == 'exact':
-    return method(float(factor))
-  spectrum = method(factor)
+    return method(factor=float(factor))
+  spectrum = method(factor=factor)
   if isinstance(spectrum.rate, np.ndarray):
     raise ValueError(
       "Mode 'as_deployed' is for schemes that do nothing but rotate, and this one counts tokens in "

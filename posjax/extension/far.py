@@ -49,7 +49,7 @@ class Grouped(Far):
   whole: bool
 
   def places(self, pos_L):
-    shrunk = lambda x: jnp.floor(x / self.group) if self.whole else x / self.group
+    shrunk = lambda x: x // self.group if self.whole else x / self.group
     window, key_L = jnp.float32(self.window), shrunk(jnp.float32(pos_L))
     return [(key_L + window - shrunk(window), key_L)]
 
@@ -77,7 +77,7 @@ class Chunked(Far):
     return [(jnp.minimum(key_L + self.chunk, self.reach), key_L), (farther_L, key_L)]
 
   def kind(self, pos_I, pos_J):
-    chunk_I, chunk_J = (jnp.floor(jnp.float32(pos) / self.chunk) for pos in (pos_I, pos_J))
+    chunk_I, chunk_J = (jnp.float32(pos) // self.chunk for pos in (pos_I, pos_J))
     return jnp.clip(jnp.int32(chunk_I[:, None] - chunk_J[None, :]), 0, 2)
 
 

@@ -61,11 +61,9 @@ def by_parts(
 
   Raises ValueError unless fast > slow > 0.
   """
-  if not fast > slow > 0:
-    raise ValueError(
-      f'Waves of {slow} turns are stretched in full and those of {fast} not at all: '
-      'use fast > slow > 0.'
-    )
+  if fast == slow:
+    raise ValueError(f'Nothing lies between fast and slow, both {fast} turns. Use fast > slow.')
+  check_turns(fast, slow)
   w_F = as_trained(spectrum, 'by_parts')
   turns_F = trained_length * w_F / (2 * math.pi)
   keep_F = np.clip((turns_F - slow) / (fast - slow), 0, 1)
@@ -137,7 +135,8 @@ def yarn(
   m(a) = 0.1 a ln(factor) + 1, attention_factor = m(mscale) / m(mscale_all_dim), and all dimensions,
   rotated or not, get the temperature m(mscale_all_dim)^2. Both or none.
 
-  Raises ValueError for one of the two without the other, or beside attention_factor.
+  Raises ValueError for one of the two without the other, or beside attention_factor, and unless
+  fast >= slow > 0.
   """
   given = [x is not None for x in (mscale, mscale_all_dim)]
   if any(given) and (not all(given) or attention_factor is not None):
@@ -230,7 +229,9 @@ def as_trained(spectrum: Spectrum, name: str) -> np.ndarray:
 
 
 def ramp(w_F: np.ndarray, trained_length: int, fast: float, slow: float, *, truncate: bool):
-  """keep_F: from 1 to 0, linearly in f, between the waves that turn `fast` and `slow` times."""
+  """keep_F: from 1 to 0, linearly in f, between the waves that turn `fast` and `slow` times; a step
+  where the two are one. Raises ValueError unless fast >= slow > 0."""
+  check_turns(fast, slow)
   index = lambda turns: math.log(w_F[0] * trained_length / (2 * math.pi * turns)) / math.log(
     w_F[0] / w_F[1]
   )
@@ -241,6 +242,14 @@ def ramp(w_F: np.ndarray, trained_length: int, fast: float, slow: float, *, trun
   if low == high:
     high += 0.001  # theirs too: no division by zero
   return 1 - np.clip((np.arange(len(w_F)) - low) / (high - low), 0, 1)
+
+
+def check_turns(fast: float, slow: float) -> None:
+  if not fast >= slow > 0:
+    raise ValueError(
+      f'Waves of {slow} turns are stretched in full and those of {fast} not at all: '
+      'use fast > slow > 0.'
+    )
 
 
 def stretched(w_F, keep_F, factor):

@@ -19,7 +19,7 @@ from posjax.evaluation import choose
 from posjax.evaluation.windows import batches
 from posjax.extension import Spectrum, each
 from posjax.fit import METHODS, Budget, save
-from posjax.fit.budget import waves
+from posjax.fit.budget import fits, waves
 from posjax.loading import Loaded, load
 from posjax.loss import token_losses
 
@@ -30,6 +30,7 @@ def main(words: Sequence[str]) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
+  parser.add_argument('--checkpoint', help='hf:DIR to fit, or another run; the fit goes to workdir')
   parser.add_argument('--factor', type=float, required=True, help='how many times longer texts get')
   parser.add_argument('--method', required=True, choices=METHODS, help='how to look')
   parser.add_argument('--windows', type=int, default=8, help='texts to fit to, one window each; 8')
@@ -39,19 +40,21 @@ def main(words: Sequence[str]) -> None:
   if not flags.factor > 1:
     raise ValueError(f'--factor={flags.factor} makes no text longer. Use one above 1.')
   cli.cache_compilations()
-  loaded = load(flags.workdir)
+  loaded = load(flags.workdir, flags.checkpoint)
   budget = make_budget(loaded, flags.factor, windows=flags.windows, passes=flags.passes)
-  for name in ('linear', 'ntk', 'yarn'):
-    print(f'{name:10} {budget.measure({"name": name}):.4f} nats')
-  budget.spent = 0  # the table is not part of the search
+  for name in ('linear', 'ntk', 'yarn'):  # to compare with: not part of the search
+    print(f'{name:10} {budget.look({"name": name}):.4f} nats')
   found = METHODS[flags.method](budget, flags.seed)
   print(f'{flags.method:10} {found.loss:.4f} nats after {found.passes} windows')
   print(f'Fitted: {save(loaded.workdir, flags.method, found, budget)}')
 
 
 def make_budget(loaded: Loaded, factor: float, *, windows: int, passes: int) -> Budget:
-  """What a fit of this run may read: the beginnings of its longest training texts."""
+  """What a fit of this run may read: the beginnings of training texts that are long enough, evenly
+  spaced among them."""
   config, model = loaded.config, loaded.model
+  if windows < 1:
+    raise ValueError(f'--windows={windows} leaves nothing to fit to. Use 1 or more; 8 is usual.')
   if config.extension.name != 'none':
     raise ValueError(
       f"The run was trained with extension '{config.extension.name}', whose waves are no longer "
@@ -62,14 +65,18 @@ def make_budget(loaded: Loaded, factor: float, *, windows: int, passes: int) -> 
       f"The run was trained with sampling '{config.sampling.name}', so that no length is new to "
       'it. Fit a run that was trained without.'
     )
+  if config.data.name.startswith('task:'):
+    raise ValueError(
+      f"The run was trained on '{config.data.name}', whose examples have no long texts to fit to. "
+      'Fit a run that was trained on text.'
+    )
   spectrum = model.spectrum()
   waves(spectrum)
   length = round(factor * config.train.length)
   check_length(model, spectrum, length)
-  tokenizer = data.load_tokenizer(loaded.workdir)
-  documents = data.load(config.data, config.data.split, tokenizer)
+  documents = data.load(config.data, config.data.split, loaded.tokenizer)
   token_DT, _ = choose(documents, targets=length, tokens=windows * length)
-  rows = list(batches(token_DT, [0], length, 1))
+  rows = list(batches(token_DT[:windows], [0], length, 1))
 
   def mean(spectrum, batch):
     return token_losses(
@@ -78,7 +85,7 @@ def make_budget(loaded: Loaded, factor: float, *, windows: int, passes: int) -> 
 
   def fitted(log_divisor_F, log_temperature, batch):
     def change(one: Spectrum) -> Spectrum:
-      if one.amplitude is None or one.fixed:
+      if not fits(one):
         return one
       return one.rescaled(jnp.exp(log_divisor_F), jnp.exp(log_temperature))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from posjax.extension import Spectrum, extend, spectra, takes
+from posjax.extension import Spectrum, applicable, extend, spectra, takes
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,8 +46,12 @@ class Budget:
     return self.passes - self.spent
 
   def measure(self, recipe: dict) -> float:
-    """Mean loss of all windows under an extension, in nats."""
+    """Mean loss of all windows under an extension, in nats: `windows` spent."""
     self.spent += self.windows
+    return self.look(recipe)
+
+  def look(self, recipe: dict) -> float:
+    """The same for whoever only compares."""
     spectrum = self.extended(recipe)
     return float(np.mean([np.asarray(self.loss(spectrum, n)) for n in range(self.windows)]))
 
@@ -75,21 +79,26 @@ class Found:
   history: list[tuple[int, float]]
 
 
+def fits(spectrum: Spectrum) -> bool:
+  """Whether `rescale`, which is what is found, changes it."""
+  return 'rescale' in applicable(spectrum)
+
+
 def waves(spectrum: Any) -> Spectrum:
-  """The spectrum to fit: the first that rotates queries and keys. Others get the same divisors.
+  """The spectrum to fit: the first that has waves. Others get the same divisors.
 
   Raises ValueError where there is none, or they differ.
   """
-  found = [one for one in spectra(spectrum) if one.amplitude is not None and not one.fixed]
+  found = [one for one in spectra(spectrum) if fits(one)]
   if not found:
     raise ValueError(
-      'There are no waves to fit: the model rotates neither queries nor keys, or only in layers '
-      'that extensions leave alone. Extend it by a closed form: --eval=configs/eval/extend.py.'
+      'There are no waves to fit: no scheme of the model has any, or only in layers that '
+      'extensions leave alone. Extend it by a closed form: --eval=configs/eval/extend.py.'
     )
   for one in found:
     if not np.array_equal(one.frequency_F, found[0].frequency_F):
       raise ValueError(
-        'The layers have different waves, which one list of divisors cannot fit. Leave all but one '
-        "kind as they are: 'extended': False in config.layers."
+        'The model has different waves, which one list of divisors cannot fit. Where its layers '
+        "differ, leave all but one kind as they are: 'extended': False in config.layers."
       )
   return found[0]

@@ -10,7 +10,7 @@ from posjax.fit.budget import Budget, Found
 def save(workdir: Path, method: str, found: Found, budget: Budget) -> Path:
   """Writes <workdir>/fits/<method>.json, whole or not at all."""
   path = workdir / 'fits' / f'{method}.json'
-  path.parent.mkdir(exist_ok=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
   names = ('factor', 'trained_length', 'length', 'windows')
   facts = {name: getattr(budget, name) for name in names}
   partial = path.with_suffix('.partial')
@@ -27,11 +27,12 @@ def resolve(workdir: Path, recipe: dict) -> dict:
   if recipe['name'] != 'fitted':
     return recipe
   if set(recipe) != {'name', 'by'}:
-    raise ValueError(f"Extension 'fitted' takes `by`, a way of fitting, not {sorted(recipe)[:-1]}.")
+    given = sorted(recipe.keys() - {'name'})
+    raise ValueError(f"Extension 'fitted' takes `by`, a way of fitting, not {given}.")
   path = workdir / 'fits' / f'{recipe["by"]}.json'
   if not path.is_file():
     raise ValueError(
-      f"There is no fit '{recipe['by']}' of '{workdir}'. Make it: python -m posjax.fit "
-      f'--workdir={workdir} --method={recipe["by"]} --factor=8.'
+      f"There is no fit '{recipe['by']}' of '{workdir}'. Make it, for texts FACTOR times longer: "
+      f'python -m posjax.fit --workdir={workdir} --method={recipe["by"]} --factor=FACTOR.'
     )
   return json.loads(path.read_text())['recipe'] | {'label': f'fitted by {recipe["by"]}'}

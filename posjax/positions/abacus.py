@@ -41,6 +41,10 @@ class Abacus(Scheme):
         f'{self.shift}. Use first_digit >= 0, longest >= 1 and shift >= 0.'
       )
 
+  @property
+  def embed_reads(self) -> int:
+    return self.longest + self.shift
+
   def init(self, key, dims):
     shape = (1 + self.longest + self.shift, dims.width)
     return {'table_PD': self.deviation * jax.random.normal(key, shape)}

@@ -41,6 +41,10 @@ class Scheme:
   reads_positions: ClassVar[bool] = True  # False: knows order from places and content alone
   replaces_logits: ClassVar[bool] = False  # `walk` computes them anew, from keys as projected
 
+  # Tokens before the first of a piece of a row that hooks read, beside what a cache keeps of them.
+  embed_reads: ClassVar[int] = 0  # `embed`: tokens
+  features_read: ClassVar[int] = 0  # `features`: inputs of the layer
+
   def init(self, key: Array, dims: Dims) -> Params:
     """Learned parameters that all layers share: a dict of float32 arrays, or of such dicts."""
     del key, dims
@@ -98,6 +102,15 @@ class Scheme:
     """
     del params, spectrum, x_LD, q_LHK, k_LGK, rows
     return None, None
+
+  def continued(self, features_L: Any, gap: Any) -> Any:
+    """Features of a piece of a row, given those of its own tokens alone.
+
+    gap: what the features of the key before the piece have come to along the whole row, less what
+    they come to in the piece, which begins `features_read` tokens early. For sums along the row.
+    """
+    del gap
+    return features_L
 
   def table(self, params: Params, spectrum: Spectrum, r_R: Array) -> Any:
     """What `score` needs of distances r_R, in tokens: a pytree of arrays [R, ...].

@@ -46,6 +46,9 @@ class FoX(Scheme):
     kept_LH = jnp.cumsum(jax.nn.log_sigmoid(gate_LH), axis=0)
     return kept_LH, kept_LH
 
+  def continued(self, features_L, gap):
+    return features_L + gap
+
   def score(self, params, spectrum, s_HIJ, tile):
     kept_HI, kept_HJ = tile.query.features_L.T, tile.key.features_L.T
     return s_HIJ + (kept_HI[:, :, None] - kept_HJ[:, None, :])

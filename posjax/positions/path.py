@@ -55,6 +55,10 @@ class PaTH(Scheme):
         'Use rank >= 1, taps >= 1 and deviation >= 0.'
       )
 
+  @property
+  def features_read(self) -> int:
+    return self.taps - 1
+
   def init_layer(self, key, dims):
     D, G, K, R = dims.width, dims.kv_heads, dims.head_width, self.rank
     shapes = {

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posjax.report import attention, plots, tables, tasks
+from posjax.report import attention, generation, plots, tables, tasks
 from posjax.report.drawing import save, styled
 from posjax.report.pages import page
 
 __all__ = ['table', 'write']
+
+MEASURES = {'attention': attention, 'generation': generation}  # others are losses, or of tasks
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -21,8 +23,8 @@ def words(results: Mapping[str, Any]) -> tuple:
   """Returns header, lines and notes of an evaluation's table."""
   if 'task' in results:
     return tasks.header(results), tasks.cells(results), tasks.notes(results)
-  if 'measure' in results:
-    return attention.HEADER, attention.cells(results), attention.notes(results)
+  if kind := MEASURES.get(results.get('measure')):
+    return kind.HEADER, kind.cells(results), kind.notes(results)
   return tables.HEADER, tables.cells(results), tables.notes(results)
 
 
@@ -30,7 +32,8 @@ def plots_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
   """Returns what draws an evaluation, by kind of picture."""
   if 'task' in results:
     return tasks.PLOTS
-  return attention.PLOTS if 'measure' in results else plots.PLOTS
+  kind = MEASURES.get(results.get('measure'))
+  return kind.PLOTS if kind else plots.PLOTS
 
 
 def write(
@@ -41,7 +44,7 @@ def write(
 ) -> Path:
   """Writes everything a person wants to see of a run, and returns the page's path.
 
-  `results` of posjax.evaluation (`evaluate`, `tasks.evaluate` or `attention.evaluate`) goes to
+  `results` of posjax.evaluation (what one of its `evaluate` returns) goes to
   evaluation/<name>.json, each picture to a PNG beside it; None only renews the page. The page shows
   every evaluation that lies in the directory, the training curve from `metrics` (dicts with `step`
   and `loss`) and `config`.

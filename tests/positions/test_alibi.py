@@ -99,3 +99,30 @@ def test_columns_hold_the_key_side_exactly_as_long_as_a_book(dtype):
   bias_HJ = scale * np.einsum('hc,jc->hj', np.float64(q_LHC[0]), np.float64(k_LC))
   exact_HJ = np.outer(published(12), pos_L)
   np.testing.assert_allclose(bias_HJ, exact_HJ, rtol=4 * np.finfo(np.float32).eps)
+
+
+def test_rounded_biases_are_those_of_bfloat16_arithmetic():
+  """Products of bfloat16 numbers, up to positions and slopes that it cannot hold."""
+  bfloat16 = lambda x: np.asarray(x, jnp.bfloat16).astype(np.float32)
+  scheme = positions.make('alibi', scale=0.25, rounded=True)
+  spectrum, pos_L = scheme.spectrum(dims(6)), np.array([0, 1, 100, 255, 257, 1001, 70_003])
+  rows = Rows(index_L=jnp.arange(7), pos_L=jnp.array(pos_L))
+  s_HIJ = np.random.default_rng(0).normal(size=(6, 7, 7))
+  tile = Tile(query=rows, key=rows)
+  got_HIJ = scheme.score({}, spectrum, jnp.float32(s_HIJ), tile)
+  for h, slope in enumerate(published(6)):
+    bias_J = [float(bfloat16(bfloat16(slope) * bfloat16(pos))) for pos in pos_L]
+    exact_IJ = s_HIJ[h] + 0.25 * np.array(bias_J)
+    np.testing.assert_allclose(got_HIJ[h], exact_IJ, rtol=1e-6, atol=1e-6)
+  plain = positions.make('alibi', scale=0.25)
+  other = plain.score({}, plain.spectrum(dims(6)), jnp.float32(s_HIJ), tile)
+  assert np.abs((got_HIJ - got_HIJ[..., :1]) - (other - other[..., :1])).max() > 1
+  assert (plain.relative, plain.factorises) == (True, True)
+  assert (scheme.relative, scheme.factorises) == (False, False)
+
+
+def test_a_scale_multiplies_slopes_and_must_be_above_0():
+  plain, scaled = (positions.make('alibi', scale=s).spectrum(dims(4)).slope_H for s in (1.0, 0.5))
+  np.testing.assert_array_equal(scaled, plain / 2)
+  with pytest.raises(ValueError, match='ALiBi scaled by 0'):
+    positions.make('alibi', scale=0)

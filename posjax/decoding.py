@@ -1,0 +1,249 @@
+"""The model a few tokens at a time, with a cache of those before.
+
+  decoding = Decoding(model, params, lambda length: spectrum, batch=2, size=4096)
+  logits_BV = decoding.read([prompt, another])    # in chunks; prompts may differ in length
+  logits_BV = decoding.step(tokens_B)             # one more token for each row
+
+Training runs all layers as one scan over stacked weights. Decoding runs one layer after the other,
+each with weights and cache of its own: a scan would copy both at every step, and reading them is
+all that a step costs.
+
+Letters: B rows, S new tokens of each, T tokens before them, D model width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posjax import layers
+from posjax.attend import Rows
+from posjax.cache import NOBODY, Blank, LayerCache
+from posjax.decoder import Block, Decoder, check_length
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['layers', 'length_B', 'tokens_BT'],
+  meta_fields=['size'],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+  """What is kept of a batch of rows that hold up to `size` tokens each.
+
+  layers: one for each layer, a leading B on every array.
+  length_B: tokens of each row so far.
+  tokens_BT: the newest of them, for schemes whose `embed` looks back; -1: none.
+  """
+
+  layers: tuple[LayerCache, ...]
+  length_B: jax.Array
+  tokens_BT: jax.Array
+  size: int
+
+  @property
+  def bytes(self) -> int:
+    """Of all layers."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.layers))
+
+
+def unstacked(model: Decoder, params) -> dict[str, Any]:
+  """The parameters as `advance` takes them; matrices in the type that the model computes in."""
+  ends = {name: x for name, x in params.items() if name not in ('blocks', 'rest')}
+  each = [layers.weights(model, params, n) for n in range(model.layers)]
+  return {'ends': ends, 'layers': jax.tree.map_with_path(functools.partial(_cast, model), each)}
+
+
+def _cast(model: Decoder, path, x):
+  # Those that `project` casts at every use.
+  matrix = re.search(r'_(DX|XD|DM|MD|CX|DC|DR)$', path[-1].key)
+  return x.astype(model.compute_dtype) if matrix else x
+
+
+def empty(
+  model: Decoder, weights, spectrum, *, batch: int, size: int, turned: bool = True
+) -> Cache:
+  """For `batch` rows of up to `size` tokens.
+
+  turned: whether keys are kept as the spectrum turned them when they came; if not, every step turns
+    all of them again, for the spectrum it is given.
+
+  Raises ValueError for a layer that cannot be cached.
+  """
+  reads = model.pattern[0].scheme.embed_reads
+  cache = Cache(
+    layers=(Blank(size=size, turned=turned),) * model.layers,
+    length_B=jnp.zeros(batch, jnp.int32),
+    tokens_BT=jnp.full((batch, reads), -1, jnp.int32),
+    size=size,
+  )
+  one_B1 = jnp.zeros((batch, 1), jnp.int32)
+  _, shapes = jax.eval_shape(
+    lambda weights, spectrum: advance(model, weights, spectrum, cache, one_B1, one_B1[:, 0]),
+    weights,
+    spectrum,
+  )
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.layers)
+  return dataclasses.replace(cache, layers=zeros)
+
+
+def advance(
+  model: Decoder, weights, spectrum, cache: Cache, tokens_BS, count_B
+) -> tuple[jax.Array, Cache]:
+  """hidden_BSD of new tokens (`Decoder.logits` reads it), and the cache with them.
+
+  Of each row the first count_B tokens are there, the others are filling. Where S > 1, all rows that
+  get any must have the same length. The cache must have room for them; nobody looks, so count on
+  the host.
+  """
+  S, T = tokens_BS.shape[1], cache.tokens_BT.shape[1]
+  start_B = cache.length_B
+  if S > 1:  # one place for all rows, so that tiles are visited alike
+    start_B = jnp.broadcast_to(jnp.max(jnp.where(count_B > 0, start_B, 0)), start_B.shape)
+  place_BS = start_B[:, None] + jnp.arange(S)
+  rows_B = Rows(
+    index_L=place_BS[0] if S > 1 else place_BS,
+    pos_L=place_BS,
+    segment_L=jnp.where(jnp.arange(S) < count_B[:, None], 1, NOBODY),
+  )
+  tokens_BY = jnp.concatenate([cache.tokens_BT, tokens_BS], axis=1)
+  place_BY = start_B[:, None] + jnp.arange(-T, S)
+  ends = {'params': weights['ends']}
+  x_BYD, positions = model.apply(ends, tokens_BY, spectrum, place_BY, method='begin')
+  x_BSD, kept = x_BYD[:, T:], []
+  for n, (own, past) in enumerate(zip(weights['layers'], cache.layers, strict=True)):
+    at = layers.place(model, n)[2]
+    block = Block(model, model.pattern[at])
+    x_BSD, past = block.apply({'params': own}, x_BSD, positions[at], rows_B, past)
+    kept.append(past)
+  newest = jax.vmap(lambda tokens_Y, count: jax.lax.dynamic_slice_in_dim(tokens_Y, count, T))
+  return model.apply(ends, x_BSD, method='end'), dataclasses.replace(
+    cache,
+    layers=tuple(kept),
+    length_B=cache.length_B + count_B,
+    tokens_BT=newest(tokens_BY, count_B),
+  )
+
+
+class Decoding:
+  """A batch of rows that grow: what they hold so far, and the program that reads on.
+
+  It compiles once for chunks and once for steps, whatever the lengths.
+  """
+
+  def __init__(
+    self, model: Decoder, params, spectrum_at: Callable[[int], Any], *, batch: int, size: int,
+    chunk: int = 256, turned: bool = True,
+  ):  # fmt: skip
+    """
+    Args:
+      spectrum_at: of rows of so many tokens. If keys are kept `turned`, only that of `size` is ever
+        used; otherwise every step takes that of the longest row.
+      batch: rows. size: tokens that a row can hold. chunk: tokens that are read at once.
+
+    Raises ValueError where a layer cannot be cached, or has no positions for `size` tokens.
+    """
+    for name, value in {'batch': batch, 'size': size, 'chunk': chunk}.items():
+      if value < 1:
+        raise ValueError(f'Decoding with {name} = {value} has nothing to do. Use {name} >= 1.')
+    self.model, self.size, self.chunk, self.turned = model, size, min(chunk, size), turned
+    self.weights = unstacked(model, params)
+    self._read = jax.jit(functools.partial(_newest, model), donate_argnums=2)
+    self._make = jax.jit(
+      functools.partial(empty, model, batch=batch, size=size, turned=turned)
+    )
+    self.lengths = np.zeros(batch, np.int64)
+    self.restart(spectrum_at)
+
+  def restart(self, spectrum_at: Callable[[int], Any] | None = None) -> None:
+    """Empties all rows; the program stays, and without another the spectrum. Raises ValueError as
+    the constructor does."""
+    if spectrum_at is not None:
+      check_length(self.model, spectrum_at(self.size), self.size)
+      self._spectrum_at, self._last = spectrum_at, _on_device(spectrum_at(self.size))
+    self.cache = self._make(self.weights, self._last)
+    self.lengths = np.zeros_like(self.lengths)
+
+  def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
+    """logits_BV after each row's newest token, which follow what it holds.
+
+    Raises ValueError if there are other rows than the cache has, if one is empty or does not fit,
+    or if rows that already differ in length read more than a token.
+    """
+    rows = [np.asarray(row, np.int32) for row in rows]
+    self._check(rows)
+    counts = np.array([len(row) for row in rows])
+    if counts.max() == 1:
+      return self.step(np.concatenate(rows))
+    if len(set(self.lengths)) > 1:
+      raise ValueError(
+        f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '
+        'Use `step`, or rows of the same length.'
+      )
+    logits_BV = None
+    for at in range(0, counts.max(), self.chunk):
+      count_B = np.clip(counts - at, 0, self.chunk)
+      tokens_BS = np.zeros((len(rows), self.chunk), np.int32)
+      for n, row in enumerate(rows):
+        tokens_BS[n, : count_B[n]] = row[at : at + self.chunk]
+      new_BV = self._advance(tokens_BS, count_B)
+      logits_BV = new_BV if at == 0 else jnp.where(count_B[:, None] > 0, new_BV, logits_BV)
+    return logits_BV
+
+  def step(self, tokens_B, reads_B=None) -> jax.Array:
+    """logits_BV after one more token for each row; of rows that do not read it, of no meaning.
+
+    Raises ValueError as `read` does.
+    """
+    tokens_B = np.asarray(tokens_B, np.int32)
+    reads_B = np.ones(len(tokens_B), bool) if reads_B is None else np.asarray(reads_B)
+    self._check(tokens_B[:, None], reads_B)
+    return self._advance(tokens_B[:, None], reads_B.astype(np.int64))
+
+  def _advance(self, tokens_BS, count_B):
+    self.lengths = self.lengths + count_B
+    if not self.turned:
+      self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
+    logits_BV, self.cache = self._read(
+      self.weights, self._last, self.cache, jnp.asarray(tokens_BS), jnp.asarray(count_B, jnp.int32)
+    )
+    return logits_BV
+
+  def _check(self, rows, reads_B=True):
+    if len(rows) != len(self.lengths):
+      raise ValueError(
+        f'{len(rows)} rows of tokens for a cache of {len(self.lengths)} rows. Give each row its '
+        f'tokens, or make a cache of batch = {len(rows)}.'
+      )
+    if not all(len(row) for row in rows):
+      raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
+    least, largest = min(row.min() for row in rows), max(row.max() for row in rows)
+    if least < 0 or largest >= self.model.vocabulary:
+      wrong = least if least < 0 else largest
+      raise ValueError(
+        f'There is no token {wrong} in a vocabulary of {self.model.vocabulary}. Encode the text '
+        "with the run's own tokenizer."
+      )
+    longest = int(max(self.lengths + np.array([len(row) for row in rows]) * reads_B))
+    if longest > self.size:
+      raise ValueError(
+        f'The cache holds {self.size} tokens of a row, and one would have {longest}. Use size >= '
+        f'{longest}.'
+      )
+
+
+def _on_device(spectrum):
+  return jax.tree.map(jnp.float32, spectrum)
+
+
+def _newest(model: Decoder, weights, spectrum, cache: Cache, tokens_BS, count_B):
+  """(logits_BV after each row's last token that is there, cache)."""
+  hidden_BSD, cache = advance(model, weights, spectrum, cache, tokens_BS, count_B)
+  last_B11 = jnp.maximum(count_B - 1, 0)[:, None, None]
+  hidden_B1D = jnp.take_along_axis(hidden_BSD, last_B11, axis=1)
+  return model.apply({'params': weights['ends']}, hidden_B1D[:, 0], method='logits'), cache

@@ -1,0 +1,111 @@
+"""Checkpoints of other libraries, in and out.
+
+  model = posjax.interop.load('path/to/checkpoint')    # config.json and safetensors
+  logits_BLV = model(tokens_BL)
+  steps = model.decode(batch=2, size=96, prefill=12)    # with a cache for 96 tokens a row
+  logits_BSV = steps(tokens_BL[:, :12])
+
+A family of checkpoints is one file of families/: how its config.json reads, and a table of its
+weights. What posjax cannot compute exactly is refused; the message names the key. Nothing pickled
+is read, and no code of a checkpoint runs.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from posjax import decoding, sharding
+from posjax.decoder import Decoder, build, check_length
+from posjax.extension import extend, takes
+from posjax.interop import checkpoint
+from posjax.interop.checkpoint import is_foreign, open_named, read_params
+
+__all__ = ['Model', 'is_foreign', 'load', 'open_named', 'read_params']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """An imported checkpoint: `config` as configs/base.py, the decoder, its parameters."""
+
+  config: ConfigDict
+  decoder: Decoder
+  params: Any
+
+  def spectrum(self, length: int, **settings) -> Any:
+    """The spectra for texts of `length` tokens, as the checkpoint extends them.
+
+    settings: of the extension, where they differ: mode='as_deployed', prefill=12 gives the numbers
+    of cached decoding, in which every key stays as it was turned when it came.
+    """
+    extension = dict(self.config.extension) | settings
+    return extend(self.decoder.spectrum(), length=length, **extension)
+
+  def __call__(self, tokens_BL, spectrum: Any = None) -> jax.Array:
+    """logits_BLV, float32. Compiles once for each shape.
+
+    Raises ValueError where there are no positions for so many tokens.
+    """
+    tokens_BL = jnp.asarray(tokens_BL, jnp.int32)
+    length = tokens_BL.shape[1]
+    spectrum = self.spectrum(length) if spectrum is None else spectrum
+    check_length(self.decoder, spectrum, length)
+    return self._logits(self.params, tokens_BL, jax.tree.map(jnp.float32, spectrum))
+
+  def decode(self, *, batch: int, size: int, prefill: int = 1) -> 'Steps':
+    """Decoding of `batch` rows of up to `size` tokens, of which `prefill` come at once.
+
+    Keys stay as they were turned when they came, as in other libraries.
+    """
+    follows = 'mode' in takes(self.config.extension.name)
+    deployed = {'mode': 'as_deployed', 'prefill': prefill} if follows else {}
+    spectrum = self.spectrum(size, **deployed)
+    check_length(self.decoder, spectrum, size)
+    return Steps(self.decoder, self.params, jax.tree.map(jnp.float32, spectrum), batch, size)
+
+  @functools.cached_property
+  def _logits(self):
+    return jax.jit(lambda params, *inputs: self.decoder.apply({'params': params}, *inputs))
+
+
+class Steps:
+  """Rows that grow: called with new tokens of each, it gives their logits and keeps them."""
+
+  def __init__(self, model: Decoder, params: Any, spectrum: Any, batch: int, size: int):
+    weights = decoding.unstacked(model, params)
+    self.cache = decoding.empty(model, weights, spectrum, batch=batch, size=size)
+    self.length = 0
+
+    def advance(weights, cache, tokens_BS):
+      count_B = jnp.full(len(tokens_BS), tokens_BS.shape[1], jnp.int32)
+      x_BSD, cache = decoding.advance(model, weights, spectrum, cache, tokens_BS, count_B)
+      return model.apply({'params': weights['ends']}, x_BSD, method='logits'), cache
+
+    self._advance = functools.partial(jax.jit(advance), weights)
+
+  def __call__(self, tokens_BS) -> jax.Array:
+    """logits_BSV, float32. Raises ValueError where the cache has no room left."""
+    tokens_BS = jnp.asarray(tokens_BS, jnp.int32)
+    self.length += tokens_BS.shape[1]
+    if self.length > self.cache.size:
+      raise ValueError(
+        f'The cache has room for {self.cache.size} tokens a row, not {self.length}. Decode with a '
+        'larger size.'
+      )
+    logits_BSV, self.cache = self._advance(self.cache, tokens_BS)
+    return logits_BSV
+
+
+def load(path: str | Path) -> Model:
+  """The model of a Hugging Face directory: config.json and model.safetensors, or its shards.
+
+  Raises ValueError where that is not what is there, or not what posjax computes exactly.
+  """
+  opened = checkpoint.open_directory(path)
+  mesh = sharding.nearest_mesh(opened.config.mesh)
+  decoder = build(opened.config, mesh)
+  return Model(config=opened.config, decoder=decoder, params=read_params(opened, decoder, mesh))

@@ -1,0 +1,285 @@
+"""From the names and shapes of another library to ours, and back: a table of weights.
+
+Everything is read from a family's table, both ways. A tensor of theirs holds one or several of our
+parameters; each of these may be changed at the border (`Change`), so that the decoder has one
+layout of everything. `rows` are a tensor with its output axis first.
+
+Ours are stacked over the repetitions of the decoder's pattern: a table names those of one layer.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posjax import layers
+from posjax.decoder import Decoder
+from posjax.interop.files import FLOATS, Tensor
+
+
+class Weight(NamedTuple):
+  """One tensor of theirs, and what it is of ours.
+
+  theirs: its name, with {n} for the layer's number, where it belongs to one.
+  ours: names of the parameters it holds, of the model or of a layer.
+  sizes: rows of each of them in one group; they lie side by side, in `groups` groups.
+  rows_first: whether a matrix is [out, in]; ours are [in, out], but for tables of embeddings.
+  """
+
+  theirs: str
+  ours: tuple[str, ...]
+  sizes: tuple[int, ...] = ()
+  groups: int = 1
+  rows_first: bool = True
+
+  def cut(self, x) -> list:
+    """The rows of each parameter in their tensor."""
+    rows = x if self.rows_first or x.ndim == 1 else x.T
+    if len(self.ours) == 1:
+      return [rows]
+    grouped = rows.reshape(self.groups, -1, *rows.shape[1:])
+    ends = np.cumsum(self.sizes)
+    parts = [
+      grouped[:, end - size : end] for size, end in zip(self.sizes, ends.tolist(), strict=True)
+    ]
+    return [part.reshape(-1, *rows.shape[1:]) for part in parts]
+
+  def join(self, parts: Sequence, xp=np):
+    """Their tensor, from the rows of each parameter."""
+    rows = parts[0]
+    if len(parts) > 1:
+      grouped = [part.reshape(self.groups, -1, *part.shape[1:]) for part in parts]
+      rows = xp.concatenate(grouped, axis=1).reshape(-1, *rows.shape[1:])
+    return rows if self.rows_first or rows.ndim == 1 else rows.T
+
+
+def linear(theirs: str, *ours: str, **settings) -> tuple[Weight, Weight]:
+  """The matrix and the bias of a linear layer; a model without biases asks for the first alone."""
+  biases = tuple(f'{name.rpartition("_")[0]}_bias_{name[-1]}' for name in ours)
+  return (
+    Weight(f'{theirs}.weight', ours, **settings),
+    Weight(f'{theirs}.bias', biases, **settings),
+  )
+
+
+def norm(theirs: str, ours: str) -> tuple[Weight, Weight]:
+  """The scale and the bias of a norm."""
+  return (
+    Weight(f'{theirs}.weight', (f'{ours}/scale_D',)),
+    Weight(f'{theirs}.bias', (f'{ours}/bias_D',)),
+  )
+
+
+def embedding(theirs: str, ours: str = 'embedding_VD') -> tuple[Weight]:
+  return (Weight(f'{theirs}.weight', (ours,), rows_first=False),)
+
+
+class Change(NamedTuple):
+  """What happens at the border to the parameters whose names `pattern` finds, and its inverse.
+
+  Both take rows and the number of the layer (None outside of layers).
+  """
+
+  pattern: str
+  bring: Callable
+  give: Callable
+
+
+def half_split(head_width: int, turned: int, pattern: str = r'attention/(query|key)_') -> Change:
+  """From pairs (2f, 2f + 1) to pairs (f, f + F) in the first `turned` dimensions of each head."""
+  pairs = np.arange(turned).reshape(-1, 2).T.reshape(-1)
+  to = np.concatenate([pairs, np.arange(turned, head_width)])
+
+  def taken(order):
+    def take(rows, n):
+      heads = rows.reshape(-1, head_width, *rows.shape[1:])
+      return heads[:, order].reshape(rows.shape)
+
+    return take
+
+  return Change(pattern, taken(to), taken(np.argsort(to)))
+
+
+def times(pattern: str, factor: Callable[[int | None], float]) -> Change:
+  """Multiplied by a number that may depend on the layer."""
+  return Change(pattern, lambda x, n: x * factor(n), lambda x, n: x / factor(n))
+
+
+def plus(pattern: str, number: float) -> Change:
+  return Change(pattern, lambda x, n: x + number, lambda x, n: x - number)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """A family's weights, what changes at the border, and names of tensors that are no weights."""
+
+  weights: tuple[Weight, ...]
+  changes: tuple[Change, ...] = ()
+  ignored: str = r'$^'
+
+  def without(self, *ours: str) -> 'Table':
+    """For a model that lacks some parameters, as a tied one lacks its head."""
+    kept = tuple(weight for weight in self.weights if not set(weight.ours) & set(ours))
+    return dataclasses.replace(self, weights=kept)
+
+  def fold(self, direction: str, name: str, x, n):
+    """x after the changes of a parameter, 'bring' to ours, or 'give' to theirs."""
+    changes = [change for change in self.changes if re.search(change.pattern, name)]
+    for change in changes if direction == 'bring' else changes[::-1]:
+      x = getattr(change, direction)(x, n)
+    return x
+
+
+class Place(NamedTuple):
+  """Where a parameter comes from: its weight's number of ours, the layers of its stack."""
+
+  weight: Weight
+  which: int
+  name: str
+  numbers: tuple[int | None, ...]  # layers, by repetition; (None,) outside of them
+
+  @property
+  def layered(self) -> bool:
+    return self.numbers != (None,)
+
+
+def places(table: Table, model: Decoder, names: Iterable[str]) -> dict[str, Place]:
+  """The place of each of the model's parameters, named 'blocks/layer_0/mlp/up_DM'.
+
+  Raises ValueError for one that the table does not have.
+  """
+  source = {
+    name: (weight, which) for weight in table.weights for which, name in enumerate(weight.ours)
+  }
+  found = {}
+  for path in names:
+    match = re.fullmatch(r'(blocks|rest)/layer_(\d+)/(.*)', path)
+    stack, n, name = match.groups() if match else (None, None, path)
+    if name not in source:
+      raise ValueError(
+        f"The model's parameter '{path}' has no counterpart in this family: its weights cannot be "
+        'read into such a model, nor written from it.'
+      )
+    numbers: tuple[int | None, ...] = (None,)
+    if match:
+      numbers = tuple(
+        layer for layer in range(model.layers) if layers.place(model, layer)[::2] == (stack, int(n))
+      )
+    found[path] = Place(*source[name], name, numbers)
+  return found
+
+
+def bring(
+  table: Table, model: Decoder, shapes: Any, shardings: Any, tensors: Mapping[str, Tensor]
+) -> Any:
+  """The model's parameters, float32, each straight to its shards.
+
+  Everything is checked before any number is read: raises ValueError for a tensor that is missing or
+  left over, or has another shape than the config says.
+  """
+  paths, leaves, tree = _flat(shapes)
+  found = places(table, model, paths)
+  _check(table, found, dict(zip(paths, leaves, strict=True)), tensors)
+
+  def array(path, leaf, sharding):
+    place = found[path]
+
+    def shard(index):
+      if not place.layered:
+        return _read(table, place, tensors, None)[index]
+      layer, inner = index[0], index[1:]
+      return np.stack([_read(table, place, tensors, n)[inner] for n in place.numbers[layer]])
+
+    return jax.make_array_from_callback(leaf.shape, sharding, shard)
+
+  flat = [
+    array(path, leaf, sharding)
+    for path, leaf, sharding in zip(paths, leaves, tree.flatten_up_to(shardings), strict=True)
+  ]
+  return tree.unflatten(flat)
+
+
+def give(table: Table, model: Decoder, params: Any) -> dict[str, Callable[[], np.ndarray]]:
+  """Their tensors by name, float32, each made when it is asked for."""
+  paths, leaves, _ = _flat(params)
+  found = places(table, model, paths)
+  leaf_of = dict(zip(paths, leaves, strict=True))
+  parts: dict[str, dict[int, tuple]] = {}
+  for path, place in found.items():
+    for repetition, n in enumerate(place.numbers):
+      name = place.weight.theirs.format(n=n)
+      parts.setdefault(name, {})[place.which] = (path, place, repetition, n)
+
+  def tensor(name):
+    rows = []
+    for which in sorted(parts[name]):
+      path, place, repetition, n = parts[name][which]
+      leaf = leaf_of[path]
+      x = np.asarray(leaf[repetition] if n is not None else leaf, np.float32)
+      rows.append(table.fold('give', place.name, x.T if x.ndim == 2 else x, n))
+    return np.ascontiguousarray(place.weight.join(rows), np.float32)
+
+  return {name: functools.partial(tensor, name) for name in parts}
+
+
+def _read(table: Table, place: Place, tensors, n: int | None) -> '_Lazy':
+  """One parameter of one layer, as ours is: a view where it can be."""
+  x = tensors[place.weight.theirs.format(n=n)].array()
+  rows = place.weight.cut(x)[place.which]
+  if any(re.search(change.pattern, place.name) for change in table.changes):
+    rows = table.fold('bring', place.name, rows.astype(np.float32), n)
+  return _Lazy(rows.T if rows.ndim == 2 else rows)
+
+
+class _Lazy:
+  """Cast to float32 only where it is cut out."""
+
+  def __init__(self, x):
+    self.x = x
+
+  def __getitem__(self, index):
+    return np.ascontiguousarray(self.x[index], np.float32)
+
+
+def _inner(place: Place, leaf) -> tuple[int, ...]:
+  """The shape of one layer's parameter."""
+  return leaf.shape[1:] if place.layered else leaf.shape
+
+
+def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
+  wanted: dict[str, tuple[Weight, dict[int, tuple[int, ...]]]] = {}
+  for path, place in found.items():
+    for n in place.numbers:
+      name = place.weight.theirs.format(n=n)
+      shapes = wanted.setdefault(name, (place.weight, {}))[1]
+      shapes[place.which] = _inner(place, leaf_of[path])
+  left = sorted(
+    name for name in tensors.keys() - wanted.keys() if not re.search(table.ignored, name)
+  )
+  missing = sorted(wanted.keys() - tensors.keys())
+  for names, what in ((missing, 'lacks'), (left, 'has, beyond what its config describes,')):
+    if names:
+      more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+      raise ValueError(f'The checkpoint {what} {", ".join(names[:3])}{more}.')
+  for name, (weight, shapes) in wanted.items():
+    tensor = tensors[name]
+    rows = [jax.ShapeDtypeStruct(shapes[which][::-1], jnp.float32) for which in sorted(shapes)]
+    shape = jax.eval_shape(lambda rows: weight.join(rows, jnp), rows).shape  # noqa: B023
+    if tensor.shape != shape:
+      raise ValueError(
+        f"The checkpoint has '{name}' of shape {list(tensor.shape)}, but by its config it is "
+        f'{list(shape)}.'
+      )
+    if tensor.dtype not in FLOATS:
+      raise ValueError(f"The checkpoint has '{name}' as {tensor.dtype}, which is no weight.")
+
+
+def _flat(tree: Any) -> tuple[list[str], list[Any], Any]:
+  leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+  return [name(path) for path, _ in leaves], [leaf for _, leaf in leaves], structure

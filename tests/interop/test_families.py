@@ -1,0 +1,88 @@
+"""Every family's logits against those of transformers, from tests/fixtures/make_checkpoints.py."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import write
+
+from posjax import interop
+from posjax.interop import checkpoint, family
+
+FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
+CASES = [
+  pytest.param(file.stem, n, id=f'{file.stem.removeprefix("checkpoint-")}-{n}')
+  for file in sorted(FIXTURES.glob('checkpoint-*.json'))
+  for n in range(len(json.loads(file.read_text())['cases']))
+]
+CLOSE = 1e-4  # of logits up to about 10, after a few hundred sums in float32
+
+
+def by_hub(config):
+  """The same config as checkpoints on the Hub spell it."""
+  config = {key: value for key, value in config.items() if key != 'transformers_version'}
+  config['torch_dtype'] = config.pop('dtype', None)
+  rope = config.pop('rope_parameters', None)
+  if rope:
+    theta, share = rope.pop('rope_theta'), rope.pop('partial_rotary_factor', None)
+    if config['model_type'] == 'gpt_neox':
+      config |= {'rotary_emb_base': theta, 'rotary_pct': share}
+    else:
+      config |= {'rope_theta': theta, 'partial_rotary_factor': share}
+    kind = rope.pop('rope_type')
+    config['rope_scaling'] = None if kind == 'default' else rope | {'type': kind}
+  return config
+
+
+@pytest.mark.parametrize(('file', 'n'), CASES)
+def test_logits_are_those_of_transformers(file, n, published, tmp_path):
+  case = published(file).cases[n]
+  model = interop.load(write(tmp_path / 'checkpoint', case.config, case.shapes))
+  np.testing.assert_allclose(model(case.input_ids), case.logits, rtol=0, atol=CLOSE)
+  if hasattr(case, 'cached_logits'):
+    length = case.input_ids.shape[1]
+    cached = model.spectrum(length, mode='as_deployed', prefill=case.prefill)
+    np.testing.assert_allclose(
+      model(case.input_ids, cached), case.cached_logits, rtol=0, atol=CLOSE
+    )
+    assert np.abs(case.logits - case.cached_logits).max() > 100 * CLOSE
+
+
+@pytest.mark.parametrize(('file', 'n'), CASES)
+def test_a_config_in_the_spelling_of_the_hub_reads_the_same(file, n, published, tmp_path):
+  case = published(file).cases[n]
+  ours = checkpoint.open_directory(write(tmp_path / 'new', case.config, case.shapes))
+  hub = checkpoint.open_directory(write(tmp_path / 'hub', by_hub(case.config), case.shapes))
+  assert hub.config == ours.config
+
+
+@pytest.mark.parametrize(('file', 'n'), [('checkpoint-llama', 2), ('checkpoint-mistral', 0)])
+def test_decoding_with_a_cache_gives_the_logits_of_cached_decoding(file, n, published, tmp_path):
+  """Where the rotation follows the length, and where keys leave a window."""
+  case = published(file).cases[n]
+  model = interop.load(write(tmp_path / 'checkpoint', case.config, case.shapes))
+  length, prefill = case.input_ids.shape[1], getattr(case, 'prefill', 12)
+  steps = model.decode(batch=1, size=length, prefill=prefill)
+  found = [steps(case.input_ids[:, :prefill])]
+  found += [steps(case.input_ids[:, n : n + 1]) for n in range(prefill, length)]
+  expected = getattr(case, 'cached_logits', case.logits)
+  np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, rtol=0, atol=CLOSE)
+  with pytest.raises(ValueError, match=f'room for {length} tokens a row, not {length + 1}'):
+    steps(case.input_ids[:, :1])
+
+
+def test_every_family_has_logits_to_be_held_to():
+  assert {file.stem for file in FIXTURES.glob('checkpoint-*.json')} == {
+    f'checkpoint-{name}' for name in family.names()
+  }
+
+
+@pytest.mark.parametrize('dtype', ['BF16', 'F16'])
+def test_half_precision_sources_give_the_same_numbers(dtype, published, tmp_path):
+  """The numbers are exact in both: only their cast can go wrong."""
+  case = published('checkpoint-llama').cases[0]
+  model = interop.load(write(tmp_path / 'half', case.config, case.shapes, dtype=dtype))
+  assert model.params['embedding_VD'].dtype == jnp.float32
+  np.testing.assert_allclose(model(case.input_ids), case.logits, rtol=0, atol=CLOSE)
