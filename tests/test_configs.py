@@ -36,7 +36,7 @@ def source_of(name, request) -> list[str]:
 
 
 # One of each kind of data, of parameters and of going on; the slow tests evaluate every config.
-REPORTED = ('quickstart', 'learned', 'xl', 'irope', 'randomized', 'phases', 'extend_yarn', 'copy')
+REPORTED = ('xl', 'irope', 'randomized', 'phases', 'extend_yarn', 'copy')
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
