@@ -42,6 +42,7 @@ class Latent:
   query: of the queries' own latent; None: queries come from x itself.
   slice: R, of the decoupled slice. Theirs is 64.
   value: V, of a value head; None: as wide as the content, N, which is the model's head_width.
+  epsilon: of the latents' norms; None: the model's. DeepSeek's is 1e-6 whatever their model's is.
   decode: form that reads a cache: 'absorbed', 'expanded', or 'auto', the one with fewer products.
   """
 
@@ -49,6 +50,7 @@ class Latent:
   query: int | None = None
   slice: int = 64
   value: int | None = None
+  epsilon: float | None = None
   decode: str = 'auto'
 
   def __post_init__(self):
@@ -129,7 +131,7 @@ class LatentAttention(nn.Module):
     (B, L, D), H, N = x_BLD.shape, self.heads, self.head_width
     C, R, V = self.latent.width, self.latent.slice, self.latent.value or self.head_width
     layer, scale = decoupled(self.layer, self.latent), (N + R) ** -0.5
-    latent_norm = make_norm('rms', self.norm_epsilon, 'latent_norm')
+    latent_norm = self.make_norm('latent_norm')
 
     q_BLHK = self.queries(x_BLD).reshape(B, L, H, N + R)
     c_BLC = latent_norm(project(x_BLD, self.matrix('latent_DC', D, C)))
@@ -164,9 +166,14 @@ class LatentAttention(nn.Module):
     Q = self.latent.query
     if Q is None:
       return project(x_BLD, self.matrix('query_DX', D, width))
-    norm = make_norm('rms', self.norm_epsilon, 'query_norm')
+    norm = self.make_norm('query_norm')
     c_BLC = norm(project(x_BLD, self.matrix('query_DC', D, Q)))
     return project(c_BLC, self.matrix('query_up_CX', Q, width))
+
+  @nn.nowrap
+  def make_norm(self, name: str) -> nn.Module:
+    own = self.latent.epsilon
+    return make_norm('rms', self.norm_epsilon if own is None else own, name)
 
   def matrix(self, name: str, rows: int, columns: int):
     return self.param(name, nn.initializers.normal(rows**-0.5), (rows, columns))

@@ -101,11 +101,13 @@ class Steps:
 
 
 def load(path: str | Path) -> Model:
-  """The model of a Hugging Face directory: config.json and model.safetensors, or its shards.
+  """The model of a Hugging Face directory: config.json and model.safetensors, or its shards; or of
+  a file *.gguf.
 
   Raises ValueError where that is not what is there, or not what posjax computes exactly.
   """
-  opened = checkpoint.open_directory(path)
+  kind = 'gguf' if Path(path).suffix == '.gguf' else 'hf'
+  opened = checkpoint.OPENERS[kind](path)
   mesh = sharding.nearest_mesh(opened.config.mesh)
   decoder = build(opened.config, mesh)
   return Model(config=opened.config, decoder=decoder, params=read_params(opened, decoder, mesh))

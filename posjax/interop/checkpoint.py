@@ -1,8 +1,10 @@
 """A checkpoint of another library as a run: its config in posjax's words, its weights on a mesh.
 
-hf:DIR       a Hugging Face directory: config.json, safetensors, perhaps a tokenizer
+hf:DIR is a Hugging Face directory: config.json, safetensors, perhaps a tokenizer. gguf:FILE is one
+file of all that, quantised.
 """
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -16,7 +18,7 @@ from ml_collections import ConfigDict
 from posjax import config as configs
 from posjax import data, sharding
 from posjax.decoder import Decoder, init_params
-from posjax.interop import family, table
+from posjax.interop import family, gguf, table
 from posjax.interop.files import PICKLES, Tensor, open_checkpoint, read_json
 from posjax.interop.keys import Keys
 
@@ -75,7 +77,38 @@ def open_directory(directory: str | Path) -> Opened:
   )
 
 
-OPENERS = {'hf': open_directory}
+def open_gguf(file: str | Path) -> Opened:
+  """Raises ValueError as `open_directory`; ImportError without the package that reads it."""
+  file = Path(file).expanduser()
+  found = gguf.read(file)
+  divisors = found.config.pop('frequency_divisors', None)
+  recipe = found.family.read(Keys(found.config, f"'{file}'"))
+  if divisors is not None:
+    recipe = divide(recipe, divisors, file)
+  if getattr(found.family, 'GGUF_INTERLEAVED', False):
+    changes = *recipe.table.changes, table.half_split(*[recipe.model['head_width']] * 2)
+    recipe = dataclasses.replace(recipe, table=dataclasses.replace(recipe.table, changes=changes))
+  config = complete(recipe, None)
+  tokenizer = None
+  if found.tokenizer is not None:
+    with contextlib.suppress(ImportError):
+      tokenizer = data.tokenizers.HuggingFace(found.tokenizer)
+      check_tokenizer(tokenizer, config, file)
+      config.data.tokenizer = f'gguf:{file}'
+  return Opened(config=config, table=recipe.table, tensors=found.tensors, tokenizer=tokenizer)
+
+
+def divide(recipe: family.Recipe, divisors: list[float], file: Path) -> family.Recipe:
+  """With stored divisors of the frequencies, as Llama 3's scaling is kept."""
+  if recipe.extension['name'] != 'none':
+    raise ValueError(
+      f"'{file}' has divisors of frequencies and a scaling of them. Use one of both."
+    )
+  extension = {'name': 'rescale', 'divisors': tuple(divisors), 'trained_length': recipe.length}
+  return dataclasses.replace(recipe, extension=extension)
+
+
+OPENERS = {'hf': open_directory, 'gguf': open_gguf}
 
 
 def complete(recipe: family.Recipe, source: Any) -> ConfigDict:
@@ -86,7 +119,10 @@ def complete(recipe: family.Recipe, source: Any) -> ConfigDict:
   config = configs.load('configs/base.py')
   with config.ignore_type():
     for key, value in recipe.model.items():
-      config.model[key] = value
+      if isinstance(value, dict):
+        config.model[key].update(value)
+      else:
+        config.model[key] = value
     config.model.dtype = 'float32' if source == 'float32' else 'auto'
     config.position = ConfigDict(recipe.position)
     config.layers = recipe.layers

@@ -34,6 +34,7 @@ def read(
   length: int | Any = REQUIRED,
   original: int | None = None,
   renamed: dict[str, str] | None = None,
+  temperate: bool = False,
 ) -> Rotary:
   """Rotary settings, after transformers' `modeling_rope_utils`.
 
@@ -41,6 +42,7 @@ def read(
   share: of each head that turns, where the config says nothing; None: the family turns all of it.
   original: the family's own original_max_position_embeddings, where that is a key of its config.
   renamed: the family's own words for rope types.
+  temperate: whether mscale_all_dim is also a temperature of all logits.
 
   Raises ValueError, naming the key, for a type or setting posjax does not know.
   """
@@ -63,6 +65,8 @@ def read(
   inside.take('finetuned', None)  # YaRN's authors noted it; it changes nothing
   before = _original(keys, inside, longest, original)
   extension = KINDS[kind](inside, longest, before)
+  if temperate:
+    extension |= _temperature(inside, kind)
   inside.check_all_read()
   return Rotary(position=position, extension=extension, length=longest)
 
@@ -90,6 +94,19 @@ def _original(keys, inside, longest, own) -> int:
   if outer is not None and inner not in (None, outer):
     raise inside.refuse(name, inner, f'Outside of it the same key is {outer}.')
   return outer or inner or longest
+
+
+def _temperature(inside: Keys, kind: str) -> dict[str, Any]:
+  """DeepSeek's convention, which takes the place of an attention factor (posjax's `yarn`)."""
+  weights = {name: inside.number(name, 0) for name in ('mscale', 'mscale_all_dim')}
+  if not weights['mscale_all_dim']:
+    return {}
+  if kind != 'yarn' or not weights['mscale'] or 'attention_factor' in inside:
+    raise inside.refuse(
+      'mscale_all_dim', weights['mscale_all_dim'], 'It can do it for yarn, with mscale and without '
+      'attention_factor.',
+    )  # fmt: skip
+  return {'attention_factor': None} | {name: float(weight) for name, weight in weights.items()}
 
 
 def _default(inside: Keys, longest: int, original: int) -> dict[str, Any]:

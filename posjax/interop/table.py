@@ -25,7 +25,8 @@ from posjax.interop.files import FLOATS, Tensor
 class Weight(NamedTuple):
   """One tensor of theirs, and what it is of ours.
 
-  theirs: its name, with {n} for the layer's number, where it belongs to one.
+  theirs: its name, with {n} for the layer's number, where it belongs to one, and {e} for that of
+    an expert, if there is a tensor for each, while ours have all of them along their first axis.
   ours: names of the parameters it holds, of the model or of a layer.
   sizes: rows of each of them in one group; they lie side by side, in `groups` groups.
   rows_first: whether a matrix is [out, in]; ours are [in, out], but for tables of embeddings.
@@ -90,10 +91,12 @@ class Change(NamedTuple):
   give: Callable
 
 
-def half_split(head_width: int, turned: int, pattern: str = r'attention/(query|key)_') -> Change:
-  """From pairs (2f, 2f + 1) to pairs (f, f + F) in the first `turned` dimensions of each head."""
-  pairs = np.arange(turned).reshape(-1, 2).T.reshape(-1)
-  to = np.concatenate([pairs, np.arange(turned, head_width)])
+def half_split(
+  head_width: int, turned: int, pattern: str = r'attention/(query|key)_', *, begin: int = 0
+) -> Change:
+  """From pairs (2f, 2f + 1) to pairs (f, f + F) in `turned` dimensions of each head."""
+  pairs, end = begin + np.arange(turned).reshape(-1, 2).T.reshape(-1), begin + turned
+  to = np.concatenate([np.arange(begin), pairs, np.arange(end, head_width)])
 
   def taken(order):
     def take(rows, n):
@@ -116,11 +119,15 @@ def plus(pattern: str, number: float) -> Change:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-  """A family's weights, what changes at the border, and names of tensors that are no weights."""
+  """A family's weights, what changes at the border, and names of tensors that are no weights.
+
+  zeros: names of our parameters that are 0 in this family, which stores none for them.
+  """
 
   weights: tuple[Weight, ...]
   changes: tuple[Change, ...] = ()
   ignored: str = r'$^'
+  zeros: tuple[str, ...] = ()
 
   def without(self, *ours: str) -> 'Table':
     """For a model that lacks some parameters, as a tied one lacks its head."""
@@ -136,9 +143,10 @@ class Table:
 
 
 class Place(NamedTuple):
-  """Where a parameter comes from: its weight's number of ours, the layers of its stack."""
+  """Where a parameter comes from: its weight, None where it is 0, and its place among what that
+  holds; the layers of its stack."""
 
-  weight: Weight
+  weight: Weight | None
   which: int
   name: str
   numbers: tuple[int | None, ...]  # layers, by repetition; (None,) outside of them
@@ -146,6 +154,17 @@ class Place(NamedTuple):
   @property
   def layered(self) -> bool:
     return self.numbers != (None,)
+
+  def inner(self, leaf) -> tuple[int, ...]:
+    """The shape of one layer's parameter."""
+    return leaf.shape[1:] if self.layered else leaf.shape
+
+  def theirs(self, n: int | None, shape: tuple[int, ...]) -> list[str]:
+    """Names of what one layer's parameter, of this shape, is read from: one, or each expert's."""
+    if self.weight is None:
+      return []
+    experts = range(shape[0]) if '{e}' in self.weight.theirs else (None,)
+    return [self.weight.theirs.format(n=n, e=e) for e in experts]
 
 
 def places(table: Table, model: Decoder, names: Iterable[str]) -> dict[str, Place]:
@@ -160,7 +179,7 @@ def places(table: Table, model: Decoder, names: Iterable[str]) -> dict[str, Plac
   for path in names:
     match = re.fullmatch(r'(blocks|rest)/layer_(\d+)/(.*)', path)
     stack, n, name = match.groups() if match else (None, None, path)
-    if name not in source:
+    if name not in source and name not in table.zeros:
       raise ValueError(
         f"The model's parameter '{path}' has no counterpart in this family: its weights cannot be "
         'read into such a model, nor written from it.'
@@ -170,7 +189,7 @@ def places(table: Table, model: Decoder, names: Iterable[str]) -> dict[str, Plac
       numbers = tuple(
         layer for layer in range(model.layers) if layers.place(model, layer)[::2] == (stack, int(n))
       )
-    found[path] = Place(*source[name], name, numbers)
+    found[path] = Place(*source.get(name, (None, 0)), name, numbers)
   return found
 
 
@@ -190,10 +209,10 @@ def bring(
     place = found[path]
 
     def shard(index):
+      read = functools.partial(_read, table, place, tensors, place.inner(leaf))
       if not place.layered:
-        return _read(table, place, tensors, None)[index]
-      layer, inner = index[0], index[1:]
-      return np.stack([_read(table, place, tensors, n)[inner] for n in place.numbers[layer]])
+        return read(None, index)
+      return np.stack([read(n, index[1:]) for n in place.numbers[index[0]]])
 
     return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
@@ -205,59 +224,67 @@ def bring(
 
 
 def give(table: Table, model: Decoder, params: Any) -> dict[str, Callable[[], np.ndarray]]:
-  """Their tensors by name, float32, each made when it is asked for."""
+  """Their tensors by name, float32, each made when it is asked for.
+
+  Raises ValueError where a parameter is not 0 that this family has no tensor for.
+  """
   paths, leaves, _ = _flat(params)
   found = places(table, model, paths)
-  leaf_of = dict(zip(paths, leaves, strict=True))
-  parts: dict[str, dict[int, tuple]] = {}
-  for path, place in found.items():
+  rows: dict[str, dict[int, Callable]] = {}
+  weights: dict[str, Weight] = {}
+  for path, leaf in zip(paths, leaves, strict=True):
+    place = found[path]
+    if place.weight is None and np.any(np.asarray(leaf)):
+      raise ValueError(f"The model's '{path}' is not 0, and this family has no tensor for it.")
     for repetition, n in enumerate(place.numbers):
-      name = place.weight.theirs.format(n=n)
-      parts.setdefault(name, {})[place.which] = (path, place, repetition, n)
+      names = place.theirs(n, place.inner(leaf))
+      for e, name in enumerate(names):
+        at = (repetition,) * place.layered + (e,) * ('{e}' in place.weight.theirs)
+        weights[name] = place.weight
+        rows.setdefault(name, {})[place.which] = functools.partial(
+          _rows, table, place.name, leaf, at, n
+        )
 
   def tensor(name):
-    rows = []
-    for which in sorted(parts[name]):
-      path, place, repetition, n = parts[name][which]
-      leaf = leaf_of[path]
-      x = np.asarray(leaf[repetition] if n is not None else leaf, np.float32)
-      rows.append(table.fold('give', place.name, x.T if x.ndim == 2 else x, n))
-    return np.ascontiguousarray(place.weight.join(rows), np.float32)
+    parts = [rows[name][which]() for which in sorted(rows[name])]
+    return np.ascontiguousarray(weights[name].join(parts), np.float32)
 
-  return {name: functools.partial(tensor, name) for name in parts}
+  return {name: functools.partial(tensor, name) for name in rows}
 
 
-def _read(table: Table, place: Place, tensors, n: int | None) -> '_Lazy':
-  """One parameter of one layer, as ours is: a view where it can be."""
-  x = tensors[place.weight.theirs.format(n=n)].array()
-  rows = place.weight.cut(x)[place.which]
+def _rows(table: Table, name: str, leaf, at: tuple[int, ...], n: int | None) -> np.ndarray:
+  x = np.asarray(leaf[at], np.float32)
+  return table.fold('give', name, x.T if x.ndim == 2 else x, n)
+
+
+def _read(table: Table, place: Place, tensors, shape, n: int | None, index) -> np.ndarray:
+  """The part `index` of one layer's parameter, as ours is. Only what is needed is read."""
+  if place.weight is None:
+    return np.zeros(shape, np.float32)[index]
+  names = place.theirs(n, shape)
+  if '{e}' in place.weight.theirs:
+    ours = [_ours(table, place, tensors[name], n) for name in names[index[0]]]
+    return np.stack([np.asarray(x[index[1:]], np.float32) for x in ours])
+  return np.ascontiguousarray(_ours(table, place, tensors[names[0]], n)[index], np.float32)
+
+
+def _ours(table: Table, place: Place, tensor, n: int | None) -> np.ndarray:
+  """A view of their numbers where nothing changes them."""
+  rows = place.weight.cut(tensor.array())[place.which]
   if any(re.search(change.pattern, place.name) for change in table.changes):
     rows = table.fold('bring', place.name, rows.astype(np.float32), n)
-  return _Lazy(rows.T if rows.ndim == 2 else rows)
-
-
-class _Lazy:
-  """Cast to float32 only where it is cut out."""
-
-  def __init__(self, x):
-    self.x = x
-
-  def __getitem__(self, index):
-    return np.ascontiguousarray(self.x[index], np.float32)
-
-
-def _inner(place: Place, leaf) -> tuple[int, ...]:
-  """The shape of one layer's parameter."""
-  return leaf.shape[1:] if place.layered else leaf.shape
+  return rows.T if rows.ndim == 2 else rows
 
 
 def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
   wanted: dict[str, tuple[Weight, dict[int, tuple[int, ...]]]] = {}
   for path, place in found.items():
+    shape = place.inner(leaf_of[path])
     for n in place.numbers:
-      name = place.weight.theirs.format(n=n)
-      shapes = wanted.setdefault(name, (place.weight, {}))[1]
-      shapes[place.which] = _inner(place, leaf_of[path])
+      names = place.theirs(n, shape)
+      for name in names:
+        own = shape[1:] if '{e}' in place.weight.theirs else shape
+        wanted.setdefault(name, (place.weight, {}))[1][place.which] = own
   left = sorted(
     name for name in tensors.keys() - wanted.keys() if not re.search(table.ignored, name)
   )

@@ -29,7 +29,7 @@ def test_every_array_is_described_and_every_description_has_an_array(file):
 
 
 def test_all_fixtures_together_are_small():
-  assert sum(file.stat().st_size for file in FILES) < 500_000
+  assert sum(file.stat().st_size for file in FILES) < 700_000
 
 
 def test_only_the_scripts_that_make_numbers_import_a_reference():

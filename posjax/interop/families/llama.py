@@ -6,6 +6,8 @@ from posjax.interop.table import Table
 
 ARCHITECTURES = ('LlamaForCausalLM',)
 MODEL_TYPE = 'llama'
+GGUF = 'llama'
+GGUF_INTERLEAVED = True  # llama.cpp turns pairs (2f, 2f + 1) of this family
 
 
 def read(keys):

@@ -5,7 +5,7 @@ from posjax.interop.family import Recipe, pattern
 from posjax.interop.table import Table
 
 ARCHITECTURES = ('Qwen2ForCausalLM',)
-MODEL_TYPE = 'qwen2'
+MODEL_TYPE = GGUF = 'qwen2'
 
 
 def read(keys):

@@ -5,7 +5,7 @@ from posjax.interop.family import Recipe, pattern
 from posjax.interop.table import Table
 
 ARCHITECTURES = ('Qwen3ForCausalLM',)
-MODEL_TYPE = 'qwen3'
+MODEL_TYPE = GGUF = 'qwen3'
 
 
 def read(keys):
