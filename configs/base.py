@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.sampling = ConfigDict({'name': 'none'})
 
   # One context extension, applied to the scheme's spectrum during training: a function of
-  # posjax/extension.py and its keywords. A run that is extended at evaluation only has 'none'.
+  # posjax/extension/ and its keywords. A run that is extended at evaluation only has 'none'.
   config.extension = ConfigDict({'name': 'none'})
   config.extension.factor = 1.0  # how many times longer than trained_length the text gets
   config.extension.trained_length = None  # tokens; None takes it from the run of init_from

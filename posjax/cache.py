@@ -34,7 +34,10 @@ NOBODY = -2  # segment of slots that are empty, and of tokens that are not there
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCache:
-  """What one layer keeps of a row; of a batch, every array has a leading B.
+  """What one layer keeps of a row; of several, every array has a leading B.
+
+  An axis of one row, or of one key head, is left out: XLA copies a whole array that has one before
+  it writes a slot of it, so that a step would cost several times the cache.
 
   key_GRK: with all that hooks do to it, if `turned`; otherwise as projected, and every step turns
     all of them again, which is for spectra that change from step to step.
@@ -65,14 +68,21 @@ class LayerCache:
     read: what keys and values are made of those kept.
     """
     one = functools.partial(_attend, kept(layer, position[1], scale), position, scale, read)
-    return jax.vmap(one, in_axes=(0, 0, 0, 0, 0, rows_B.axes))(
-      self, x_BSD, q_BSHK, k_BSGK, v_BSGV, rows_B
-    )
+    vectors = x_BSD, q_BSHK, k_BSGK, v_BSGV
+    if len(x_BSD) == 1:
+      vectors, rows = _first((vectors, rows_B))
+      out_SHV, cache = one(self, *vectors, rows)
+      return out_SHV[None], cache
+    return jax.vmap(one, in_axes=(0, 0, 0, 0, 0, rows_B.axes))(self, *vectors, rows_B)
+
+  @property
+  def slots(self) -> int:
+    return self.key_GRK.shape[-2]
 
   def places(self, length) -> jax.Array:
     """place_R of the token that each slot holds after `length` tokens; -1: none."""
-    ring = self.key_GRK.shape[1] - self.pinned
-    slot_R = jnp.arange(self.key_GRK.shape[1])
+    ring = self.slots - self.pinned
+    slot_R = jnp.arange(self.slots)
     newest = length - 1 - self.pinned
     back_R = jnp.mod(newest - (slot_R - self.pinned), ring)
     place_R = jnp.where(slot_R < self.pinned, slot_R, self.pinned + newest - back_R)
@@ -81,19 +91,19 @@ class LayerCache:
 
   def slot(self, place) -> jax.Array:
     """Of the token at this place."""
-    ring = self.key_GRK.shape[1] - self.pinned
+    ring = self.slots - self.pinned
     return jnp.where(place < self.pinned, place, self.pinned + (place - self.pinned) % ring)
 
   def written(self, k_SGK, v_SGV, features_S, past_YD, rows: Rows) -> 'LayerCache':
     """With new tokens, as far as they are there and are not the oldest of too many."""
-    R, T = self.key_GRK.shape[1], len(self.past_TD)
+    R, T = self.slots, len(self.past_TD)
     count = jnp.sum(rows.segment_L != NOBODY)
     kept_S = rows.segment_L != NOBODY
     if len(k_SGK) > R - self.pinned:
       oldest = rows.index_L[0] + count - (R - self.pinned)
       kept_S &= (rows.index_L >= oldest) | (rows.index_L < self.pinned)
     slot_S = jnp.where(kept_S, self.slot(rows.index_L), R)
-    heads_first = lambda old, new: old.at[:, slot_S].set(jnp.swapaxes(new, 0, 1), mode='drop')
+    heads_first = lambda old, new: old.at[..., slot_S, :].set(_stored(new), mode='drop')
     return dataclasses.replace(
       self,
       key_GRK=heads_first(self.key_GRK, k_SGK),
@@ -124,7 +134,7 @@ class Blank:
         own.scheme, position, x_SD, q_SHK, k_SGK, rows, scale, columns=False
       )
       k_SGK = turned_SGK if self.turned else k_SGK
-      empty = lambda x_SGK: jnp.zeros((x_SGK.shape[1], count, x_SGK.shape[2]), x_SGK.dtype)
+      empty = lambda x_SGK: _stored(jnp.zeros((count, *x_SGK.shape[1:]), x_SGK.dtype))
       return LayerCache(
         key_GRK=empty(k_SGK),
         value_GRV=None if v_SGV is None else empty(v_SGV),
@@ -138,7 +148,11 @@ class Blank:
       )
 
     vectors = x_BSD, q_BSHK, k_BSGK, v_BSGV
-    cache = jax.vmap(one, in_axes=(0, 0, 0, 0, rows_B.axes))(*vectors, rows_B)
+    if len(x_BSD) == 1:
+      first, rows = _first((vectors, rows_B))
+      cache = one(*first, rows)
+    else:
+      cache = jax.vmap(one, in_axes=(0, 0, 0, 0, rows_B.axes))(*vectors, rows_B)
     return cache.attend(layer, position, *vectors, rows_B, scale, **read)
 
 
@@ -180,7 +194,7 @@ def _attend(layer, position, scale, read, cache: LayerCache, x_SD, q_SHK, k_SGK,
   after = cache.written(*new, past_YD, rows)
   if cache.whole or S == 1:
     place_N = after.places(start + jnp.sum(rows.segment_L != NOBODY))
-    everything = after.key_GRK, after.value_GRV, after.features_R
+    everything = _heads(after.key_GRK), _heads(after.value_GRV), after.features_R
   else:
     everything, place_N = _beside(cache, new, rows)
   if not cache.whole and (S > 1 or scheme.walks):
@@ -222,10 +236,32 @@ def _encoded(scheme, position, scale, cache: LayerCache, x_SD, q_SHK, k_SGK, sta
   return q_YHK[T:], k_YGK[T:], late(query.features_L), late(key.features_L), past_YD
 
 
+def _first(tree):
+  """The only row of a batch."""
+  cut = lambda rows: dataclasses.replace(
+    jax.tree.map(lambda x: x[0], dataclasses.replace(rows, index_L=None)),
+    index_L=rows.index_L if rows.index_L.ndim == 1 else rows.index_L[0],
+  )
+  rows = lambda x: isinstance(x, Rows)
+  return jax.tree.map(lambda x: cut(x) if rows(x) else x[0], tree, is_leaf=rows)
+
+
+def _stored(x_SGK: jax.Array) -> jax.Array:
+  """One head after the other; one head alone without its axis."""
+  return x_SGK[:, 0] if x_SGK.shape[1] == 1 else jnp.swapaxes(x_SGK, 0, 1)
+
+
+def _heads(x_GRK: jax.Array | None) -> jax.Array | None:
+  """With an axis for the only head."""
+  return x_GRK[None] if x_GRK is not None and x_GRK.ndim == 2 else x_GRK
+
+
 def _beside(cache: LayerCache, new, rows: Rows):
   """All that is kept, and the new tokens after it; the place of each."""
   k_SGK, v_SGV, features_S = new
-  beside = lambda x_GRK, x_SGK: jnp.concatenate([x_GRK, jnp.swapaxes(x_SGK, 0, 1)], axis=1)
+  beside = lambda x_GRK, x_SGK: jnp.concatenate(
+    [_heads(x_GRK), jnp.swapaxes(x_SGK, 0, 1)], axis=1
+  )
   features_N = jax.tree.map(lambda *x: jnp.concatenate(x), cache.features_R, features_S)
   v_GNV = None if v_SGV is None else beside(cache.value_GRV, v_SGV)
   place_N = jnp.concatenate([cache.places(rows.index_L[0]), rows.index_L])

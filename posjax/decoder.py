@@ -11,7 +11,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from posjax import composition, sampling
@@ -200,7 +201,7 @@ class Decoder(nn.Module):
   length: tokens of a training row, which some schemes need to size their tables.
   latent: of all layers, or None where heads have keys and values of their own.
   experts: of the layers whose MLP is that, else None.
-  mesh: of the devices that experts lie on; None: one device.
+  mesh: of the devices that experts lie on; None without experts, or on one device.
 
   Parameters are float32, one stacked array per weight for all repetitions of the pattern: they run
   as one scan, so compile time does not grow with depth. Layers left over, where the pattern does
@@ -403,7 +404,10 @@ class Decoder(nn.Module):
     )
     # Rows of variance 1, while the same matrix, as the head, gives logits of variance 1.
     scale = self.width**0.5 if self.embedding_scale is None else self.embedding_scale
-    x_BLD = (self.embedding_VD[tokens_BL] * scale).astype(self.compute_dtype)
+    table_VD = self.embedding_VD
+    if self.mesh is not None:  # told the rows' devices by the experts, XLA would copy x to all
+      table_VD = jax.lax.with_sharding_constraint(table_VD, NamedSharding(self.mesh, P('tensor')))
+    x_BLD = (table_VD[tokens_BL] * scale).astype(self.compute_dtype)
     embed = functools.partial(self.pattern[0].scheme.embed, *positions[0])
     return self.input_norm(jax.vmap(embed)(x_BLD, tokens_BL, positions_BL)), positions
 
@@ -463,10 +467,11 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   settings['experts'] = Routing(**settings['experts'])
   latent = settings.pop('latent')
   settings['latent'] = None if latent.width is None else Latent(**latent)
+  pattern = tuple(make_layer(alike, one) for one in config.layers or ({},))
   return Decoder(
-    pattern=tuple(make_layer(alike, one) for one in config.layers or ({},)),
+    pattern=pattern,
     length=trained_length(config),
-    mesh=mesh,
+    mesh=mesh if any(layer.mlp == 'experts' for layer in pattern) else None,
     **settings,
   )
 

@@ -292,7 +292,8 @@ class Tiles:
   """Which rows of which expert each tile holds: experts' rows lie one after the other."""
 
   def __init__(self, rows: int, size_E):
-    self.size = min(TILE, rows)
+    # Few tokens to decode leave an expert few rows: as many as its fair share, or 8.
+    self.size = min(TILE, rows, max(8, rows // len(size_E)))
     self.tiles_E = -(-size_E // self.size)
     self.last_E = jnp.cumsum(self.tiles_E)
     self.end_E = jnp.cumsum(size_E)

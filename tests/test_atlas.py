@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from e2e import train_here
+from kinds import first_of_each_kind
 from matplotlib.colors import to_rgb
 
 from posjax import positions
@@ -187,7 +188,7 @@ def attention_of(layer, rng, tolerance, pos_L=None):
   np.testing.assert_allclose(out_BLHV[0], expected_LHV, atol=tolerance(L * 8))
 
 
-@pytest.mark.parametrize('name', positions.names())
+@pytest.mark.parametrize('name', first_of_each_kind())
 def test_the_weights_are_those_of_the_models_attention(name, rng, tolerance):
   attention_of(Layer(scheme=positions.make(name)), rng, tolerance)
 
@@ -203,7 +204,7 @@ def test_the_weights_are_those_of_the_models_attention_at_sampled_positions(rng,
   attention_of(Layer(scheme=positions.make('rope')), rng, tolerance, pos_L)
 
 
-@pytest.mark.parametrize('name', positions.names())
+@pytest.mark.parametrize('name', first_of_each_kind())
 def test_every_scheme_has_a_portrait_of_finite_numbers(name):
   scheme = positions.make(name)
   params, spectrum = scheme.parameters(jax.random.key(0), DIMS), scheme.spectrum(DIMS)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import first_of_each_kind
 
 from posjax import composition, positions
 from posjax.attend import Logits, Mask, Rows, Tile, dense, tiled
@@ -497,7 +498,7 @@ def test_no_array_grows_with_the_square_of_the_length_in_tiles(name):
   assert largest(make(name), 'tiled') < LONG**2
 
 
-@pytest.mark.parametrize('name', EACH)
+@pytest.mark.parametrize('name', [*first_of_each_kind(), *EACH[len(ALONE) :]])
 def test_attention_is_seen_without_an_array_that_grows_with_the_square(name):
   model = decoder(make(name), attention='tiled', length=LONG, layers=1)
   count_BL = jnp.arange(LONG)[None]

@@ -91,7 +91,7 @@ def test_either_form_reads_from_latents_what_the_whole_row_says(name, decode, rn
   np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
   (layer,) = cache.layers
   assert layer.value_GRV is None
-  assert layer.key_GRK.shape[1] == 1  # one head, which all share
+  assert layer.key_GRK.shape == (2, L, 12 + 4)  # one head, which all share
 
 
 def test_tiles_find_what_the_definition_finds(rng):
@@ -124,7 +124,7 @@ def test_a_window_keeps_latents_of_its_own_tokens_only(rng):
   found_BLV, cache = decoded(model, params, model.spectrum(), tokens_BL, PIECES)
   expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
   np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
-  assert cache.layers[0].key_GRK.shape == (2, 1, 5, 12 + 4)
+  assert cache.layers[0].key_GRK.shape == (2, 5, 12 + 4)
 
 
 def test_a_token_costs_a_latent_and_a_slice_whatever_the_heads():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_decoding
 from e2e import assert_close, assert_same_bits, stored, train_here, train_there, words
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
@@ -411,9 +412,10 @@ def test_parts_of_a_batch_have_the_loads_and_the_balance_of_the_whole(trained, t
 def test_experts_spread_over_eight_devices_learn_what_those_of_one_do(trained, tmp_path):
   """Two devices along each axis: rows over data and fsdp, experts over tensor."""
   mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')
-  train_there(
+  _, complaints = train_there(
     words(tmp_path / 'run', *SETTINGS, *mesh, config='configs/moe.py:smoke'), devices=8
   )
+  assert 'rematerialization' not in complaints  # XLA copies no activations to all devices
   rows = metrics.read(tmp_path / 'run')
   assert_close(rows, trained[1])
   assert_equal_loads(rows, trained[1])
@@ -422,6 +424,16 @@ def test_experts_spread_over_eight_devices_learn_what_those_of_one_do(trained, t
   np.testing.assert_array_equal(ours['bias_E'], theirs['bias_E'])
   for name in ('router_DE', 'gate_EDM', 'down_EMD'):
     np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4)
+
+
+def test_experts_decode_with_a_cache_as_they_read_the_whole_row(rng):
+  """In tiles that are cut to the few rows that experts get in a step."""
+  layers = (Layer(scheme=positions.make('none'), mlp=kind) for kind in ('gated', 'experts'))
+  model, params = test_decoding.build(*layers, experts=Routing(**ROUTING | V3, shared=1))
+  tokens_BL = jnp.asarray(rng.integers(0, test_decoding.V, (2, test_decoding.L)), jnp.int32)
+  given = model, params, model.spectrum(), tokens_BL
+  found_BLV, _ = test_decoding.decoded(*given, test_decoding.PIECES)
+  np.testing.assert_allclose(found_BLV, test_decoding.whole(*given), rtol=0, atol=1e-4)
 
 
 def test_each_device_holds_whole_experts_and_parts_of_their_matrices():

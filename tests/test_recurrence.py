@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import first_of_each_kind
 
 from posjax import positions
 from posjax.attend import Mask
@@ -203,7 +204,7 @@ def test_gradients_are_those_with_the_memory_held_fixed(name, tolerance):
       assert abs(slope() - exact) > 100 * atol
 
 
-@pytest.mark.parametrize('name', positions.names())
+@pytest.mark.parametrize('name', first_of_each_kind())
 def test_what_is_remembered_counts_but_no_gradient_flows_into_it(name):
   """Of the last segment's loss to the vector of each token: exactly none outside the segment."""
   segment, memory, L = 4, 3, 12

@@ -24,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.multiples = (1,)  # lengths, as multiples of the length trained at
   config.trained = True  # measure that length, too: gains are against it
 
-  # Context extensions: functions of posjax/extension.py and their keywords. A recipe that sets no
+  # Context extensions: functions of posjax/extension/ and their keywords. A recipe that sets no
   # `factor` takes the one that fits each length: max(1, length / trained length). 'fitted' is what
   # `python -m posjax.fit` has found, `by` one of its methods; `label` is what a reader calls it.
   config.recipes = ({'name': 'none'},)

@@ -40,7 +40,8 @@ def evaluate(
     hits: (spectrum, batch) -> hit_BL, 1 for right and 0 for wrong, 1 where nothing is asked. One
       batch shape per size: jitted, it compiles once per size, however many recipes there are.
     spectrum_of: (recipe, length) -> spectrum. Raises ValueError where an extension makes no sense
-      for the scheme; so may `hits`, where a length does not. Both are reported, not fatal.
+      for the scheme; so may `hits`, where a length does not, and the task, where a size does not.
+      All are reported, not fatal.
     trained_length: tokens, the length that factors refer to.
     trained_size: the largest trained on, which multiples refer to.
 
@@ -64,6 +65,12 @@ def evaluate(
 
   summaries, grid, refused = [], [], []
   for size, length in lengths.items():
+    try:
+      task.check(size)
+    except ValueError as error:  # more than there are symbols for
+      where = [{'length': length, 'recipe': label(dict(recipe))} for recipe in config.recipes]
+      refused += [{**one, 'reason': str(error)} for one in where]
+      continue
     asked = [[one.example(config.seed, i, size) for i in range(config.examples)] for one in tasks]
     for recipe in map(dict, config.recipes):
       at, name = at_length(recipe, length, trained_length), label(recipe)

@@ -146,6 +146,15 @@ def test_what_is_refused_is_reported_and_the_others_go_on():
     run(hits, spectrum_of, recipes=({'name': 'ntk'},))
 
 
+def test_a_size_that_the_task_cannot_have_is_refused_and_the_others_go_on():
+  recipes = ({'name': 'none'}, {'name': 'linear'})
+  results = run(task='recall', task_settings={'symbols': 20}, recipes=recipes)
+  assert (results['trained_size'], results['sizes']) == (5, [5, 10, 20])
+  assert list(exact(results)) == [(n, r['name']) for n in (5, 10) for r in recipes]
+  assert [(r['length'], r['recipe']) for r in results['refused']] == [(80, 'none'), (80, 'linear')]
+  assert '20 pairs need as many keys, but half of 20 symbols' in results['refused'][0]['reason']
+
+
 def test_what_is_not_a_number_is_refused_and_not_counted_as_wrong():
   def hits(spectrum, batch):
     return np.where(batch['positions'] > 30, np.nan, within(spectrum, batch))
