@@ -25,7 +25,11 @@ def by_hub(config):
   config = {key: value for key, value in config.items() if key != 'transformers_version'}
   config['torch_dtype'] = config.pop('dtype', None)
   rope = config.pop('rope_parameters', None)
-  if rope:
+  if 'full_attention' in (rope or {}):
+    full, near = (rope[kind] for kind in ('full_attention', 'sliding_attention'))
+    config |= {'rope_theta': full.pop('rope_theta'), 'rope_local_base_freq': near['rope_theta']}
+    config['rope_scaling'] = None if full['rope_type'] == 'default' else full
+  elif rope:
     theta, share = rope.pop('rope_theta'), rope.pop('partial_rotary_factor', None)
     if config['model_type'] == 'gpt_neox':
       config |= {'rotary_emb_base': theta, 'rotary_pct': share}
