@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from e2e import assert_close, train_here, train_there, words
 from test_contract import make
 from test_decoding import PIECES, L, V, build, decoded, slow, whole
 
+from posjax import metrics
 from posjax.attend import Mask, Rows
 from posjax.attention import Layer
 from posjax.cost import cache_bytes_per_token, flops_per_token
@@ -201,3 +203,12 @@ def test_gradients_reach_every_matrix(rng):
   loss = lambda params: (model.apply({'params': params}, tokens_BL, spectrum) ** 2).mean()
   for path, g in jax.tree.leaves_with_path(jax.jit(jax.grad(functools.partial(loss)))(params)):
     assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_it_as_one_does(tmp_path):
+  settings = {'config': 'configs/mla.py:smoke'}, ('model.latent.query=16', 'log.every=1')
+  mesh = 'mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2'
+  train_there(words(tmp_path / 'eight', *settings[1], *mesh, **settings[0]), devices=8)
+  rows = train_here(tmp_path / 'one', *settings[1], **settings[0])
+  assert_close(metrics.read(tmp_path / 'eight'), rows)
