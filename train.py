@@ -12,6 +12,7 @@ import bisect
 import collections
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from eval import evaluate_run
-from posjax import cli, cost, data, interop, phases, sampling, sharding
+from posjax import cli, cost, data, interop, loading, phases, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import difference, flatten, load
 from posjax.decoder import (
@@ -258,7 +259,7 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
       places = jax.tree.map(lambda x: x.sharding, like)
       state = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
       if config.init_from is not None:
-        params = read_params(config.init_from, jobs[0].model, like.params)
+        params = read_params(config.init_from, jobs[0].model, like.params, workdir)
         state = dataclasses.replace(state, params=params)
         print(f'Started from the parameters of {config.init_from}.')
 
@@ -306,11 +307,15 @@ def train(jobs: Sequence[Job], documents, streams, workdir: Path, stop: Stop, be
   return agree(stop)
 
 
-def read_params(source: str, model: Decoder, like):
-  """The parameters of a run, or of a checkpoint of another library."""
+def read_params(source: str, model: Decoder, like, workdir: Path):
+  """The parameters of a run, or of a checkpoint of another library, whose config.json the run then
+  keeps: exports begin with it."""
   if interop.is_foreign(source):
+    opened = interop.open_named(source)
+    if jax.process_index() == 0:
+      (workdir / loading.SOURCE).write_text(json.dumps(opened.source, indent=2) + '\n')
     mesh = jax.tree.leaves(like)[0].sharding.mesh
-    return interop.read_params(interop.open_named(source), model, mesh)
+    return interop.read_params(opened, model, mesh)
   with Checkpoints(Path(source) / 'checkpoints') as checkpoints:
     return checkpoints.restore_params(like)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from posjax import data, interop, phases, run, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.decoder import Decoder, build, init_params
 
+SOURCE = 'source.json'  # in a run that began with a checkpoint of another library
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -21,6 +24,7 @@ class Loaded:
   workdir: of the run; where results go.
   config: complete, of the last phase; experiment: as the run was started, phases and all.
   trained: whether the weights are those of the run in `workdir`.
+  source: config.json of the checkpoint of another library that the weights came from, or None.
   """
 
   workdir: Path
@@ -31,6 +35,7 @@ class Loaded:
   mesh: Mesh
   tokenizer: Any
   trained: bool = True
+  source: dict[str, Any] | None = None
 
 
 def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
@@ -58,6 +63,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
     shapes,
     sharding.place(shapes, mesh),
   )
+  source = workdir / SOURCE
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     params = checkpoints.restore_params(like)
   return Loaded(
@@ -68,6 +74,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
     params=params,
     mesh=mesh,
     tokenizer=data.load_tokenizer(workdir),
+    source=json.loads(source.read_text()) if source.is_file() else None,
   )
 
 
@@ -84,4 +91,5 @@ def load_foreign(name: str) -> Loaded:
     params=interop.read_params(opened, model, mesh),
     mesh=mesh,
     tokenizer=opened.tokenizer,
+    source=opened.source,
   )

@@ -31,6 +31,7 @@ class Opened:
   table: table.Table
   tensors: dict[str, Tensor]
   tokenizer: Any  # posjax.data's; None where there is none
+  source: dict[str, Any]  # its config.json
 
 
 def is_foreign(name: str | None) -> bool:
@@ -74,6 +75,7 @@ def open_directory(directory: str | Path) -> Opened:
     table=recipe.table,
     tensors=tensors,
     tokenizer=find_tokenizer(directory, config),
+    source=keys.content,
   )
 
 
@@ -95,7 +97,13 @@ def open_gguf(file: str | Path) -> Opened:
       tokenizer = data.tokenizers.HuggingFace(found.tokenizer)
       check_tokenizer(tokenizer, config, file)
       config.data.tokenizer = f'gguf:{file}'
-  return Opened(config=config, table=recipe.table, tensors=found.tensors, tokenizer=tokenizer)
+  return Opened(
+    config=config,
+    table=recipe.table,
+    tensors=found.tensors,
+    tokenizer=tokenizer,
+    source=found.config,
+  )
 
 
 def divide(recipe: family.Recipe, divisors: list[float], file: Path) -> family.Recipe:

@@ -174,55 +174,82 @@ def _attention_factor(inside: Keys, usual: float, factor: float) -> float:
   return float(given)
 
 
-def write(position: dict[str, Any], extension: dict[str, Any], length: int) -> dict[str, Any]:
+def write(
+  position: dict[str, Any], extension: dict[str, Any], length: int, head_width: int
+) -> dict[str, Any]:
   """The keys that `read` reads: rope_parameters and max_position_embeddings.
 
   Raises ValueError for an extension that transformers has no rope type for.
   """
   rope: dict[str, Any] = {'rope_theta': position['theta'], 'rope_type': 'default'}
-  if 'share' in position:
+  turned = head_width
+  if position.get('share', 1) != 1:
     rope['partial_rotary_factor'] = position['share']
+    turned = int(round(position['share'] * head_width, 6))
   settings = {key: value for key, value in extension.items() if value is not None}
-  name, trained = settings['name'], settings.get('trained_length')
-  factor = settings.get('factor', 1.0)
-  if name != 'none' and (factor != 1 or name in ('dynamic_ntk', 'longrope')):
-    if name not in WRITTEN:
-      raise ValueError(
-        f"Extension '{name}' has no rope type in transformers, which has: {', '.join(WRITTEN)}. "
-        'Export without it, or extended by one of them.'
-      )
-    kind, names = WRITTEN[name]
-    rope['rope_type'] = kind
-    rope |= {
-      theirs: list(settings[ours]) if isinstance(settings[ours], tuple) else settings[ours]
-      for ours, theirs in names.items()
-      if ours in settings
-    }
-    if kind == 'dynamic':
-      length = trained
-    if kind in ('yarn', 'longrope') and 'mscale' not in settings:
-      rope.setdefault('attention_factor', _usual(name, factor, trained))
+  name, factor, trained = (settings.get(key) for key in ('name', 'factor', 'trained_length'))
+  if name == 'none' or (factor == 1 and name in ('linear', 'ntk', 'yarn', 'llama3', 'by_parts')):
+    return {'rope_parameters': rope, 'max_position_embeddings': length}
+  if name not in WRITTEN:
+    raise ValueError(
+      f"Extension '{name}' has no rope type in transformers. These have one: {', '.join(WRITTEN)}."
+    )
+  rope |= WRITTEN[name](settings, rope['rope_theta'], turned)
+  if rope['rope_type'] in ('dynamic', 'linear'):
+    length = trained
   return {'rope_parameters': rope, 'max_position_embeddings': length}
 
 
-def _usual(name: str, factor: float, trained: int) -> float:
-  if name == 'yarn':
-    return 0.1 * math.log(factor) + 1
-  return math.sqrt(1 + math.log(factor) / math.log(trained))
+def _renamed(kind: str, **names: str):
+  """Settings as they are, under the names {theirs: ours}."""
+  ours = {'factor': 'factor', 'original_max_position_embeddings': 'trained_length'} | names
+
+  def write(settings, theta, turned):
+    plain = lambda value: list(value) if isinstance(value, tuple) else value
+    found = {key: plain(settings[own]) for key, own in ours.items() if own in settings}
+    return {'rope_type': kind} | found
+
+  return write
 
 
-_COMMON = {'factor': 'factor', 'trained_length': 'original_max_position_embeddings'}
+def _write_rescale(settings, theta, turned):
+  """Found divisors as LongRoPE's, the same within the trained length and past it."""
+  if settings.get('start'):
+    raise ValueError("Extension 'rescale' that keeps a start of the text has no rope type.")
+  if settings.get('temperature', 1) != 1:
+    raise ValueError("Extension 'rescale' with a temperature of all logits has no rope type.")
+  divisors = list(settings['divisors'])
+  return {
+    'rope_type': 'longrope', 'factor': 1.0, 'short_factor': divisors, 'long_factor': divisors,
+    'attention_factor': settings.get('attention_factor', 1.0),
+  }  # fmt: skip
+
+
 WRITTEN = {
-  'linear': ('linear', {'factor': 'factor'}),
-  'dynamic_ntk': ('dynamic', {'gain': 'factor'}),
-  'yarn': ('yarn', _COMMON | {
-    'fast': 'beta_fast', 'slow': 'beta_slow', 'truncate': 'truncate',
-    'attention_factor': 'attention_factor',
-  }),
-  'longrope': ('longrope', _COMMON | {
-    'short': 'short_factor', 'long': 'long_factor', 'attention_factor': 'attention_factor',
-  }),
-  'llama3': ('llama3', _COMMON | {
-    'low_freq_factor': 'low_freq_factor', 'high_freq_factor': 'high_freq_factor',
-  }),
+  'linear': lambda settings, theta, turned: {
+    'rope_type': 'linear', 'factor': settings['factor'],
+  },
+  'dynamic_ntk': lambda settings, theta, turned: {
+    'rope_type': 'dynamic', 'factor': settings.get('gain', 1.0),
+  },
+  # Both are the default type, of another base.
+  'ntk': lambda settings, theta, turned: {
+    'rope_theta': theta * settings['factor'] ** (turned / (turned - 2)),
+  },
+  'rebase': lambda settings, theta, turned: {'rope_theta': settings['theta']},
+  'yarn': _renamed(
+    'yarn', beta_fast='fast', beta_slow='slow', truncate='truncate', mscale='mscale',
+    mscale_all_dim='mscale_all_dim', attention_factor='attention_factor',
+  ),
+  'longrope': _renamed(
+    'longrope', short_factor='short', long_factor='long', attention_factor='attention_factor'
+  ),
+  'llama3': lambda settings, theta, turned: _renamed(
+    'llama3', low_freq_factor='low_freq_factor', high_freq_factor='high_freq_factor'
+  )({'low_freq_factor': 1.0, 'high_freq_factor': 4.0} | settings, theta, turned),
+  # The same function by other names.
+  'by_parts': lambda settings, theta, turned: _renamed(
+    'llama3', low_freq_factor='slow', high_freq_factor='fast'
+  )({'slow': 1.0, 'fast': 32.0} | settings, theta, turned),
+  'rescale': _write_rescale,
 }  # fmt: skip

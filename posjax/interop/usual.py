@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posjax.decoder import USUAL, Decoder
 from posjax.interop.keys import ACTIVATIONS, Keys
 from posjax.interop.table import Weight, embedding, linear, norm
 
@@ -29,6 +30,22 @@ def head_width(keys: Keys, D: int, H: int) -> int:
   if K is None and D % H:
     raise keys.refuse('num_attention_heads', H, f'It does not divide a width of {D}.')
   return K or D // H
+
+
+def write(model: Decoder) -> dict[str, Any]:
+  """The keys that `sizes` and `gated` read."""
+  names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+  return {
+    'vocab_size': model.vocabulary,
+    'hidden_size': model.width,
+    'num_hidden_layers': model.layers,
+    'num_attention_heads': model.heads,
+    'num_key_value_heads': model.kv_heads,
+    'head_dim': model.head_width,
+    'intermediate_size': model.mlp_width,
+    'hidden_act': names[model.activation or USUAL[model.mlp]],
+    'rms_norm_eps': model.norm_epsilon or 1e-6,
+  }
 
 
 def gated(keys: Keys, epsilon: float, **changes) -> dict[str, Any]:

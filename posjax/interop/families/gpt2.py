@@ -1,5 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, matrices as [in, out]."""
 
+from posjax.decoder import USUAL
 from posjax.interop import usual
 from posjax.interop.family import Recipe
 from posjax.interop.keys import ACTIVATIONS
@@ -7,6 +8,21 @@ from posjax.interop.table import Table, embedding, linear, norm, times
 
 ARCHITECTURES = ('GPT2LMHeadModel',)
 MODEL_TYPE = 'gpt2'
+
+
+def write(model):
+  names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+  activation = model.activation or USUAL[model.mlp]
+  return {
+    'vocab_size': model.vocabulary,
+    'n_embd': model.width,
+    'n_head': model.heads,
+    'n_layer': model.layers,
+    'n_inner': model.mlp_width,
+    'n_positions': getattr(model.pattern[0].scheme, 'length', None) or model.length,
+    'activation_function': names[activation],
+    'layer_norm_epsilon': model.norm_epsilon or 1e-5,
+  }
 
 
 def read(keys):

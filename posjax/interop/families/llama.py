@@ -10,6 +10,11 @@ GGUF = 'llama'
 GGUF_INTERLEAVED = True  # llama.cpp turns pairs (2f, 2f + 1) of this family
 
 
+def write(model):
+  biased = 'qkv' in model.biases
+  return usual.write(model) | {'attention_bias': biased, 'mlp_bias': 'mlp' in model.biases}
+
+
 def read(keys):
   model = usual.sizes(keys) | usual.gated(keys, 1e-6)
   attention = keys.flag('attention_bias', False)

@@ -8,6 +8,10 @@ ARCHITECTURES = ('MistralForCausalLM',)
 MODEL_TYPE = 'mistral'
 
 
+def write(model):
+  return usual.write(model) | {'sliding_window': model.pattern[0].mask.window}
+
+
 def read(keys):
   model = usual.sizes(keys) | usual.gated(keys, 1e-6)
   model['window'] = keys.nullable('sliding_window', 4096)

@@ -8,6 +8,10 @@ ARCHITECTURES = ('Qwen3ForCausalLM',)
 MODEL_TYPE = GGUF = 'qwen3'
 
 
+def write(model):
+  return usual.write(model) | {'attention_bias': 'qkv' in model.biases}
+
+
 def read(keys):
   if 'head_dim' not in keys:  # its own, not the width over the heads
     keys.content['head_dim'] = 128
