@@ -3,8 +3,8 @@
   python train.py --config=configs/mla.py --workdir=runs/mla
   python -m benchmarks.blocks --workdir=runs/blocks    # against heads with keys of their own
 
-The quickstart with a latent of 48 in place of 4 heads' keys and values of 32: a token leaves 48 + 16
-numbers in a layer's cache, a quarter of 256.
+The quickstart with a latent of 48 in place of 4 heads' keys and values of 32: a token leaves
+48 + 16 numbers in a layer's cache, a quarter of 256.
 """
 
 from configs import base, quickstart

@@ -20,8 +20,8 @@ def test_one_command_trains_all_kinds_and_says_what_each_costs(tmp_path, capsys)
   words = ['--smoke', f'--workdir={tmp_path}', '--seeds=0', '--prompt=24', '--rounds=1']
   blocks.main([*words, f'--json={tmp_path}/blocks.json'])
   rows = {row['kind']: row for row in json.loads((tmp_path / 'blocks.json').read_text())['rows']}
-  # 2 layers, 4 heads of 8, float32: keys and values; or a latent of 16 and a slice of 4
-  assert [rows[kind]['cache'] for kind in blocks.KINDS] == [512, 256, 128, 2 * 4 * (16 + 4)]
+  # 2 layers, 4 heads of 8, float32: keys and values; or a latent of 48 and a slice of 16
+  assert [rows[kind]['cache'] for kind in blocks.KINDS] == [512, 256, 128, 2 * 4 * (48 + 16)]
   assert all(row['read'] > 0 and row['write'] > 0 for row in rows.values())
   few, many = min(rows.values(), key=size), max(rows.values(), key=size)
   assert size(many) - size(few) <= 2 * 3 * 32

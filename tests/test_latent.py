@@ -104,6 +104,21 @@ def test_tiles_find_what_the_definition_finds(rng):
   np.testing.assert_allclose(found_BLV, expected_BLV, atol=2e-5)
 
 
+@pytest.mark.parametrize('name', slow(['rope', 'fox', 'cope'], 'fox'))
+def test_documents_of_a_packed_row_read_as_each_does_alone(name, rng):
+  model, params = latent_model(name, attention='tiled')
+  spectrum = jax.tree.map(jnp.float32, model.spectrum())
+  tokens_BL = jnp.asarray(rng.integers(0, V, (1, L)), jnp.int32)
+  segment_L = np.array([1] * 8 + [2] * (L - 8))
+  place_L = np.concatenate([np.arange(8), np.arange(L - 8)])
+  packed_1LV = jax.jit(model.apply)(
+    {'params': params}, tokens_BL, spectrum, jnp.asarray(place_L[None]), jnp.asarray(segment_L[None])
+  )
+  for cut in (slice(0, 8), slice(8, L)):
+    alone_1LV = whole(model, params, spectrum, tokens_BL[:, cut])
+    np.testing.assert_allclose(packed_1LV[:, cut], alone_1LV, atol=1e-4)
+
+
 @pytest.mark.parametrize('name', ['yarn', 'rerope'])
 def test_extensions_act_on_the_slice_in_either_pass(name, rng):
   settings = {

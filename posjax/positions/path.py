@@ -33,8 +33,9 @@ class PaTH(Scheme):
   K + C numbers more for each token.
 
   A cache keeps k, w and beta of each token, and the inputs of the last `taps` - 1, which the
-  convolution looks back at; a step of decoding makes all blocks anew, 2 K + C products for each key.
-  A window only drops keys. Sinks are refused: the path to them leads over keys that tiles skip.
+  convolution looks back at; a step of decoding makes all blocks anew, 2 K + C products for each
+  key. A window only drops keys. Sinks are refused: the path to them leads over keys that tiles
+  skip.
 
   rank: of the projection to w. taps: tokens under the convolution. Both at least 1.
   deviation: of all initial weights. Not negative.
