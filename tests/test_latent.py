@@ -111,9 +111,8 @@ def test_documents_of_a_packed_row_read_as_each_does_alone(name, rng):
   tokens_BL = jnp.asarray(rng.integers(0, V, (1, L)), jnp.int32)
   segment_L = np.array([1] * 8 + [2] * (L - 8))
   place_L = np.concatenate([np.arange(8), np.arange(L - 8)])
-  packed_1LV = jax.jit(model.apply)(
-    {'params': params}, tokens_BL, spectrum, jnp.asarray(place_L[None]), jnp.asarray(segment_L[None])
-  )
+  rows = jnp.asarray(place_L[None]), jnp.asarray(segment_L[None])
+  packed_1LV = jax.jit(model.apply)({'params': params}, tokens_BL, spectrum, *rows)
   for cut in (slice(0, 8), slice(8, L)):
     alone_1LV = whole(model, params, spectrum, tokens_BL[:, cut])
     np.testing.assert_allclose(packed_1LV[:, cut], alone_1LV, atol=1e-4)
