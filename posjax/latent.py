@@ -42,6 +42,7 @@ class Latent:
   query: of the queries' own latent; None: queries come from x itself.
   slice: R, of the decoupled slice. Theirs is 64.
   value: V, of a value head; None: as wide as the content, N, which is the model's head_width.
+  norm: of c: 'rms', theirs, or None, as in models that were converted (posjax/conversion.py).
   decode: form that reads a cache: 'absorbed', 'expanded', or 'auto', the one with fewer products.
   """
 
@@ -49,6 +50,7 @@ class Latent:
   query: int | None = None
   slice: int = 64
   value: int | None = None
+  norm: str | None = 'rms'
   decode: str = 'auto'
 
   def __post_init__(self):
@@ -56,6 +58,8 @@ class Latent:
       size = getattr(self, field)
       if size is not None and size < 1:
         raise ValueError(f'model.latent.{field} = {size}. Use a whole number >= 1.')
+    if self.norm not in (None, 'rms'):
+      raise ValueError(f"model.latent.norm = '{self.norm}' is unknown. Use rms or None.")
     if self.decode not in FORMS:
       raise ValueError(
         f"model.latent.decode = '{self.decode}' is unknown. Use one of: {', '.join(FORMS)}."
@@ -129,7 +133,8 @@ class LatentAttention(nn.Module):
     (B, L, D), H, N = x_BLD.shape, self.heads, self.head_width
     C, R, V = self.latent.width, self.latent.slice, self.latent.value or self.head_width
     layer, scale = decoupled(self.layer, self.latent), (N + R) ** -0.5
-    latent_norm = make_norm('rms', self.norm_epsilon, 'latent_norm')
+    norm = self.latent.norm
+    latent_norm = make_norm(norm, self.norm_epsilon, 'latent_norm') if norm else lambda c_BLC: c_BLC
 
     q_BLHK = self.queries(x_BLD).reshape(B, L, H, N + R)
     c_BLC = latent_norm(project(x_BLD, self.matrix('latent_DC', D, C)))
