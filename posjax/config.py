@@ -26,9 +26,8 @@ ABSENT = (
   'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
   'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
   'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
-  'model.latent.epsilon',
-  'data.size', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
-  'sampler.top_k',
+  'model.latent.epsilon', 'model.latent.norm', 'data.size', 'data.glob', 'data.data_dir',
+  'data.cache_dir', 'train.clip', 'train.loss_chunk', 'sampler.top_k',
 )  # fmt: skip
 
 

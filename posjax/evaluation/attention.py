@@ -134,7 +134,9 @@ def look(
   """
   pos_BL = batch['positions']
   rows_B = Rows(index_L=jnp.arange(pos_BL.shape[1]), pos_L=pos_BL, contiguous=contiguous)
-  stacks = layers.projected(model, params, spectrum, batch['tokens'], pos_BL, contiguous)
+  stacks = layers.projected(
+    model, params, spectrum, batch['tokens'], pos_BL, contiguous=contiguous
+  )
   found = []
   for stack in ('blocks', 'rest'):
     by_place = []
