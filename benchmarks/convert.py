@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> None:
   source = run.load_config(flags.run)
   slice = source.model.head_width if flags.slice is None else flags.slice
   ranks = [int(rank) for rank in flags.ranks.split(',')]
-  configs = {rank: latent_config(source, rank=rank, slice=slice) for rank in ranks}  # all refused now
+  configs = {rank: latent_config(source, rank=rank, slice=slice) for rank in ranks}  # refused now
 
   whole = cost.cache_bytes_per_token(build(source))
   before = loss_of(Path(flags.run), flags.tokens)
