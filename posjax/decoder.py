@@ -541,8 +541,8 @@ def check_length(model: Decoder, spectrum, length: int) -> None:
   if length > capacity:
     if math.isinf(model.capacity(model.spectrum())):
       raise ValueError(
-        f'The extension was made for {capacity:.0f} tokens, but the sequence has {length}. '
-        f'Make it for that length.'
+        f'The extension has numbers for {capacity:.0f} tokens, but the sequence has {length}. '
+        f'Leave out its `length`, or set it to {length} or more.'
       )
     factor = math.ceil(length / model.capacity(model.spectrum()))
     raise ValueError(
