@@ -284,11 +284,11 @@ class Decoder(nn.Module):
 
   @property
   def dims(self) -> Dims:
-    """What a scheme sees: of latent attention, the decoupled slice."""
+    """What a scheme sees: of latent attention the decoupled slice, which has one key head."""
     return Dims(
       width=self.width,
       heads=self.heads,
-      kv_heads=self.kv_heads,
+      kv_heads=self.kv_heads if self.latent is None else 1,
       head_width=self.head_width if self.latent is None else self.latent.slice,
       length=self.length,
     )
