@@ -348,6 +348,11 @@ def describe_job(job: Job) -> None:
   sizes = ' x '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
   print(f'Mesh         {sizes} on {jax.device_count()} x {jax.devices()[0].device_kind}')
   print(f'Activations  {model.compute_dtype}')
+  try:
+    kept = f'{cost.cache_bytes_per_token(model):,.0f} bytes per token in decoding'
+  except ValueError as error:
+    kept = f'none: {error}'
+  print(f'Cache        {kept}')
   choices = describe_attention(model, config.train.length, packed=True)
   for choice, count in collections.Counter(choices).items():
     share = '' if len(choices) == count else f', {count} of {len(choices)} layers of the pattern'

@@ -21,7 +21,7 @@ import eval as evaluation
 import train
 from benchmarks import measure
 from posjax import cli, run
-from posjax.config import load
+from posjax.config import flatten, load
 from posjax.evaluation import label
 from posjax.report.drawing import save, styled
 from posjax.report.plots import plot_lengths
@@ -111,8 +111,8 @@ def trained_on(name: str, source: ConfigDict, workdir: Path, lengths, flags) -> 
     'checkpoint.every': steps,
     'extension.factor': 1.0,
     **{f'extension.{key}': value for key, value in recipe.items() if key != 'label'},
-    **{f'model.{key}': value for key, value in source.model.items()},
-    **{f'position.{key}': value for key, value in source.position.items()},
+    **{f'model.{key}': value for key, value in flatten(source.model).items()},
+    **{f'position.{key}': value for key, value in flatten(source.position).items()},
   }
   train.main([
     f'--config={CONFIG}', f'--workdir={folder}',

@@ -79,6 +79,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.latent.slice = 16  # dimensions of each head on which the position scheme acts
   config.model.latent.value = None  # width of a value head; None is head_width
   config.model.latent.epsilon = None  # of the latents' norms; None: model.norm_epsilon
+  config.model.latent.norm = 'rms'  # of what is kept; None where heads were converted to latents
   config.model.latent.decode = 'auto'  # form that reads a cache: 'auto', 'absorbed' or 'expanded'
 
   # Of layers whose mlp is 'experts' (posjax/moe.py); their experts' MLPs are gated.

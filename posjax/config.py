@@ -27,9 +27,8 @@ ABSENT = (
   'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
   'model.attention_cap', 'model.logit_cap',
   'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
-  'model.latent.epsilon',
-  'data.size', 'data.glob', 'data.data_dir', 'data.cache_dir', 'train.clip', 'train.loss_chunk',
-  'sampler.top_k',
+  'model.latent.epsilon', 'model.latent.norm', 'data.size', 'data.glob', 'data.data_dir',
+  'data.cache_dir', 'train.clip', 'train.loss_chunk', 'sampler.top_k',
 )  # fmt: skip
 
 

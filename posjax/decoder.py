@@ -286,11 +286,11 @@ class Decoder(nn.Module):
 
   @property
   def dims(self) -> Dims:
-    """What a scheme sees: of latent attention, the decoupled slice."""
+    """What a scheme sees: of latent attention the decoupled slice, which has one key head."""
     return Dims(
       width=self.width,
       heads=self.heads,
-      kv_heads=self.kv_heads,
+      kv_heads=self.kv_heads if self.latent is None else 1,
       head_width=self.head_width if self.latent is None else self.latent.slice,
       length=self.length,
     )
@@ -548,8 +548,8 @@ def check_length(model: Decoder, spectrum, length: int) -> None:
   if length > capacity:
     if math.isinf(model.capacity(model.spectrum())):
       raise ValueError(
-        f'The extension was made for {capacity:.0f} tokens, but the sequence has {length}. '
-        f'Make it for that length.'
+        f'The extension has numbers for {capacity:.0f} tokens, but the sequence has {length}. '
+        f'Leave out its `length`, or set it to {length} or more.'
       )
     factor = math.ceil(length / model.capacity(model.spectrum()))
     raise ValueError(

@@ -43,6 +43,7 @@ class Latent:
   slice: R, of the decoupled slice. Theirs is 64.
   value: V, of a value head; None: as wide as the content, N, which is the model's head_width.
   epsilon: of the latents' norms; None: the model's. DeepSeek's is 1e-6 whatever their model's is.
+  norm: of c: 'rms', theirs, or None, as in models that were converted (posjax/conversion.py).
   decode: form that reads a cache: 'absorbed', 'expanded', or 'auto', the one with fewer products.
   """
 
@@ -51,6 +52,7 @@ class Latent:
   slice: int = 64
   value: int | None = None
   epsilon: float | None = None
+  norm: str | None = 'rms'
   decode: str = 'auto'
 
   def __post_init__(self):
@@ -58,6 +60,8 @@ class Latent:
       size = getattr(self, field)
       if size is not None and size < 1:
         raise ValueError(f'model.latent.{field} = {size}. Use a whole number >= 1.')
+    if self.norm not in (None, 'rms'):
+      raise ValueError(f"model.latent.norm = '{self.norm}' is unknown. Use rms or None.")
     if self.decode not in FORMS:
       raise ValueError(
         f"model.latent.decode = '{self.decode}' is unknown. Use one of: {', '.join(FORMS)}."
@@ -131,7 +135,7 @@ class LatentAttention(nn.Module):
     (B, L, D), H, N = x_BLD.shape, self.heads, self.head_width
     C, R, V = self.latent.width, self.latent.slice, self.latent.value or self.head_width
     layer, scale = decoupled(self.layer, self.latent), (N + R) ** -0.5
-    latent_norm = self.make_norm('latent_norm')
+    latent_norm = self.make_norm('latent_norm') if self.latent.norm else lambda c_BLC: c_BLC
 
     q_BLHK = self.queries(x_BLD).reshape(B, L, H, N + R)
     c_BLC = latent_norm(project(x_BLD, self.matrix('latent_DC', D, C)))

@@ -36,7 +36,15 @@ def shared(model: Decoder, params, n: int):
   return params.get(f'position_{which}' if which else 'position', {})
 
 
-def projected(model: Decoder, params, spectrum, tokens_BL, positions_BL=None, contiguous=False):
+def projected(
+  model: Decoder,
+  params,
+  spectrum,
+  tokens_BL,
+  positions_BL=None,
+  segments_BL=None,
+  contiguous=False,
+):
   """{stack: [(x, q, k) at each place of the pattern]}, [R, B, L, ...], before the scheme acts on
   them. Arguments as of `Decoder.hidden`."""
   _, kept = model.apply(
@@ -44,6 +52,7 @@ def projected(model: Decoder, params, spectrum, tokens_BL, positions_BL=None, co
     tokens_BL,
     spectrum,
     positions_BL,
+    segments_BL,
     contiguous=contiguous,
     method='hidden',
     mutable=['intermediates'],

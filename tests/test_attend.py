@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import posjax.attend
-from posjax.attend import FORMS, Logits, Mask, Rows, Tile, attend, choose, dense, tiled
+from posjax.attend import FORMS, Logits, Mask, Rows, Tile, attend, choose, dense, step, tiled
 from posjax.attend.fused import splash
 from posjax.attend.rows import along_diagonals, spread
 
@@ -75,6 +75,10 @@ def forget(strength, s_HIJ, tile):
 FORM = {
   'dense': jax.jit(dense, static_argnums=5),
   'tiled': jax.jit(functools.partial(tiled, sizes=(4, 3)), static_argnums=5),
+  'step': jax.jit(
+    lambda q, k, v, *rest: step(q, jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1), *rest),
+    static_argnums=5,
+  ),
 }
 
 
@@ -124,6 +128,9 @@ VISIBLE = {
     Mask(window=1, sinks=1), [1, 1, 1, 2, 2], ['x....', 'xx...', 'x.x..', '...x.', '...xx']
   ),
   'chunks of 2': (Mask(chunk=2), None, ['x....', 'xx...', '..x..', '..xx.', '....x']),
+  'chunks and a memory': (
+    Mask(chunk=2, memory=1), None, ['x....', 'xx...', '.xx..', '.xxx.', '...xx']
+  ),
   'chunks of documents': (
     Mask(chunk=2), [1, 1, 1, 2, 2], ['x....', 'xx...', '..x..', '...x.', '...xx']
   ),
@@ -161,7 +168,8 @@ MASKS = {
   'causal': Mask(), 'window of 6': Mask(window=6), 'window of 1': Mask(window=1),
   'everything': Mask(causal=False), 'a sink': Mask(window=2, sinks=1),
   'more sinks than a tile': Mask(window=5, sinks=8), 'sinks without end': Mask(window=1, sinks=99),
-  'chunks of 7': Mask(chunk=7), 'a chunk': Mask(chunk=99), 'both': Mask(window=3, chunk=10),
+  'chunks of 7': Mask(chunk=7), 'a memory': Mask(chunk=7, memory=9), 'a chunk': Mask(chunk=99),
+  'both': Mask(window=3, chunk=10),
 }  # fmt: skip
 
 
@@ -200,6 +208,7 @@ def test_queries_from_the_middle_see_what_they_see_in_the_whole_row(rng, form, s
   [
     ({'window': 0}, 'window of 0 keys leaves a query nothing to see'),
     ({'window': 3, 'causal': False}, 'A window of 3 keys is defined for causal attention only'),
+    ({'memory': 3}, 'A memory of 3 keys lies before a chunk. Give memory >= 0'),
     ({'chunk': 0}, 'chunk of 0 tokens leaves a query nothing to see'),
     ({'chunk': 3, 'causal': False}, 'A chunk of 3 keys is defined for causal attention only'),
     ({'sinks': 2}, '2 sinks without a window: every key is seen already'),

@@ -10,6 +10,7 @@ from test_contract import NAMES, make
 
 from posjax.attend import Mask
 from posjax.attention import Layer
+from posjax.cache import LayerCache
 from posjax.decoder import Decoder, init_params
 from posjax.decoding import advance, empty, unstacked
 from posjax.extension import extend
@@ -199,6 +200,28 @@ def test_a_cache_holds_what_its_shape_says_and_nothing_else(tokens_BL):
   cache = empty(model, weights, spectrum, batch=3, size=40)
   per_token = 2 * 2 * 8 * 4
   assert cache.bytes == 3 * (40 * per_token + 5 * (per_token + 4 * 4))
+
+
+@pytest.mark.parametrize(
+  'length, expected',
+  [
+    (0, [-1, -1, -1, -1, -1]),
+    (1, [0, -1, -1, -1, -1]),
+    (4, [0, 1, 2, 3, -1]),
+    (5, [0, 1, 2, 3, 4]),
+    (6, [0, 1, 5, 3, 4]),  # of three slots that are shared, the oldest is given to the newest
+    (9, [0, 1, 8, 6, 7]),
+  ],
+)
+def test_pinned_tokens_keep_their_slots_and_the_others_share_the_rest_in_turn(length, expected):
+  cache = LayerCache(
+    key_GRK=jnp.zeros((2, 5, 4)), value_GRV=None, features_R=None, past_TD=jnp.zeros((0, 8)),
+    pinned=2, whole=False, turned=True,
+  )  # fmt: skip
+  np.testing.assert_array_equal(cache.places(jnp.int32(length)), expected)
+  for slot, place in enumerate(expected):
+    if place >= 0:
+      assert cache.slot(jnp.int32(place)) == slot
 
 
 def test_one_program_decodes_rows_of_all_lengths(tokens_BL):

@@ -6,7 +6,7 @@ of them, and counted.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,8 +60,8 @@ def evaluate(
     and what was measured on: name, recipes, trained_length, lengths, overlap, repeat, documents,
     short_documents, targets (of each document), tokens (of all), bytes_per_token, seconds, facts.
 
-  Raises ValueError if no document is long enough, if every recipe is refused, or if span or repeat
-  is below 1.
+  Raises ValueError if no document is long enough, if every recipe is refused, if two recipes have
+  one label, or if a length, span or repeat is below 1.
   """
   if config.repeat < 1:
     raise ValueError(f'A repeat of {config.repeat} tokens is none. Use --eval.repeat >= 1.')
@@ -70,7 +70,7 @@ def evaluate(
       f'A span of {config.span} longest lengths leaves no target with full context. Use span >= 1.'
     )
   began = time.monotonic()
-  lengths = lengths_of(config, trained_length)
+  recipes, lengths = recipes_of(config), lengths_of(config, trained_length)
   stride = {length: max(1, length // config.overlap) for length in lengths}
   token_DT, short = choose(
     documents, targets=round(config.span * lengths[-1]), tokens=config.tokens
@@ -79,8 +79,8 @@ def evaluate(
 
   scored, factor, refused = {}, {}, []
   for length in lengths:
-    for recipe in map(dict, config.recipes):
-      at, name = at_length(recipe, length, trained_length), label(recipe)
+    for name, recipe in recipes.items():
+      at = at_length(recipe, length, trained_length)
       try:
         loss_DN = score(
           losses,
@@ -96,7 +96,7 @@ def evaluate(
       scored[length, name], factor[length, name] = loss_DN, at.get('factor')
       logging.info('%s at %d tokens: %.4f nats', name, length, loss_DN['sliding'].mean())
   if not scored:
-    raise all_refused(config, refused)
+    raise all_refused(recipes, refused)
 
   # Gains are measured on the targets that even the longest windows show with full context.
   longest, step = lengths[-1], stride[lengths[-1]]
@@ -104,7 +104,7 @@ def evaluate(
   weight_SD = resample(D, config.samples, config.seed)
   return {
     'name': config.name,
-    'recipes': [label(dict(r)) for r in config.recipes],
+    'recipes': list(recipes),
     'trained_length': trained_length,
     'lengths': lengths,
     'overlap': config.overlap,
@@ -146,16 +146,32 @@ def choose(documents: Documents, *, targets: int, tokens: int) -> tuple[np.ndarr
 
 
 def lengths_of(config: ConfigDict, trained_length: int) -> list[int]:
-  """Tokens, each length once and in order."""
+  """Tokens, in order, each length once. Raises ValueError where there is none, or one below 1."""
   always = {trained_length} if config.trained else set()
-  return sorted(always | {round(m * trained_length) for m in config.multiples})
+  lengths = sorted(always | {round(m * trained_length) for m in config.multiples})
+  if not lengths or lengths[0] < 1:
+    raise ValueError(
+      f'Multiples {tuple(config.multiples)} of {trained_length} tokens make lengths of {lengths}. '
+      "Name multiples that make 1 token or more: --eval.multiples='(1, 4)'."
+    )
+  return lengths
 
 
-def all_refused(config: ConfigDict, refused: list[dict]) -> ValueError:
+def recipes_of(config: ConfigDict) -> dict[str, dict]:
+  """Recipes by label. Raises ValueError where two have one: one would be taken for the other."""
+  recipes = [dict(recipe) for recipe in config.recipes]
+  labels = [label(recipe) for recipe in recipes]
+  for name in labels:
+    if labels.count(name) > 1:
+      raise ValueError(f"Two recipes are called '{name}'. Give one of them another 'label'.")
+  return dict(zip(labels, recipes, strict=True))
+
+
+def all_refused(recipes: Iterable[str], refused: list[dict]) -> ValueError:
   """The error to raise where nothing was measured, with every reason once."""
   reasons = ' '.join(dict.fromkeys(one['reason'] for one in refused))
   return ValueError(
-    f'The model refuses all of {[label(dict(r)) for r in config.recipes]}: {reasons} '
+    f'The model refuses all of {list(recipes)}: {reasons} '
     'Evaluate with smaller --eval.multiples, or with --eval=configs/eval/lengths.py, whose only '
     "recipe is 'none'."
   )

@@ -20,7 +20,7 @@ from posjax import layers, recurrence
 from posjax.attend import Logits, Rows, summarise
 from posjax.attention import Layer, positioned, scored
 from posjax.decoder import Decoder
-from posjax.evaluation import Documents, all_refused, at_length, choose, label, lengths_of
+from posjax.evaluation import Documents, all_refused, at_length, choose, lengths_of, recipes_of
 from posjax.evaluation.windows import batches
 from posjax.positions import merged
 
@@ -51,8 +51,8 @@ def evaluate(
     and what was measured on: name, measure, recipes, trained_length, lengths, sinks, documents,
     short_documents, seconds, facts.
 
-  Raises ValueError if no document is long enough, if every recipe is refused, or if span or sinks
-  is below 1.
+  Raises ValueError if no document is long enough, if every recipe is refused, if two recipes have
+  one label, or if a length, span or sinks is below 1.
   """
   if config.span < 1:
     raise ValueError(
@@ -61,14 +61,14 @@ def evaluate(
   if config.sinks < 1:
     raise ValueError(f'{config.sinks} sinks weigh nothing. Use --eval.sinks >= 1.')
   began = time.monotonic()
-  lengths = lengths_of(config, trained_length)
+  recipes, lengths = recipes_of(config), lengths_of(config, trained_length)
   token_DT, short = choose(
     documents, targets=round(config.span * lengths[-1]), tokens=config.tokens
   )
   rows, refused = [], []
   for length in lengths:
-    for recipe in map(dict, config.recipes):
-      at, name = at_length(recipe, length, trained_length), label(recipe)
+    for name, recipe in recipes.items():
+      at = at_length(recipe, length, trained_length)
       where = {'length': length, 'recipe': name}
       try:
         x_WNH = measure(numbers, spectrum_of(at, length), token_DT, length, config.batch_tokens)
@@ -80,11 +80,11 @@ def evaluate(
       rows.append({**where, 'factor': at.get('factor'), 'windows': windows, **means})
       logging.info('%s at %d tokens: attention measured', name, length)
   if not rows:
-    raise all_refused(config, refused)
+    raise all_refused(recipes, refused)
   return {
     'name': config.name,
     'measure': 'attention',
-    'recipes': [label(dict(r)) for r in config.recipes],
+    'recipes': list(recipes),
     'trained_length': trained_length,
     'lengths': lengths,
     'sinks': config.sinks,
@@ -134,7 +134,9 @@ def look(
   """
   pos_BL = batch['positions']
   rows_B = Rows(index_L=jnp.arange(pos_BL.shape[1]), pos_L=pos_BL, contiguous=contiguous)
-  stacks = layers.projected(model, params, spectrum, batch['tokens'], pos_BL, contiguous)
+  stacks = layers.projected(
+    model, params, spectrum, batch['tokens'], pos_BL, contiguous=contiguous
+  )
   found = []
   for stack in ('blocks', 'rest'):
     by_place = []

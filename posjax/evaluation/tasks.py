@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from posjax.data.tasks import Example, Task, rows
-from posjax.evaluation import all_refused, at_length, label
+from posjax.evaluation import all_refused, at_length, recipes_of
 
 Z = 1.96  # normal deviations of a 95 % interval
 
@@ -52,11 +52,12 @@ def evaluate(
     and what was asked: name, task, recipes, trained_size, sizes, lengths, depths, examples (of each
     size and depth), seconds, facts.
 
-  Raises ValueError if every recipe is refused, or if there are no examples.
+  Raises ValueError if every recipe is refused, if two have one label, or if there are no examples.
   """
   if config.examples < 1:
     raise ValueError(f'{config.examples} examples measure nothing. Use --eval.examples >= 1.')
   began = time.monotonic()
+  recipes = recipes_of(config)
   sizes = {trained_size, *(round(multiple * trained_size) for multiple in config.multiples)}
   sizes = sorted(size for size in sizes if size >= task.smallest)
   lengths = {size: task.length(size) - 1 for size in sizes}
@@ -68,12 +69,11 @@ def evaluate(
     try:
       task.check(size)
     except ValueError as error:  # more than there are symbols for
-      where = [{'length': length, 'recipe': label(dict(recipe))} for recipe in config.recipes]
-      refused += [{**one, 'reason': str(error)} for one in where]
+      refused += [{'length': length, 'recipe': n, 'reason': str(error)} for n in recipes]
       continue
     asked = [[one.example(config.seed, i, size) for i in range(config.examples)] for one in tasks]
-    for recipe in map(dict, config.recipes):
-      at, name = at_length(recipe, length, trained_length), label(recipe)
+    for name, recipe in recipes.items():
+      at = at_length(recipe, length, trained_length)
       try:
         spectrum = spectrum_of(at, length)
         right = [answer(hits, spectrum, some, length, config.batch_tokens) for some in asked]
@@ -85,11 +85,11 @@ def evaluate(
       grid += [{**where, 'depth': d, **rate(r)} for d, r in zip(depths, right, strict=False)]
       logging.info('%s at size %d: %.3f right', name, size, summaries[-1]['exact'])
   if not summaries:
-    raise all_refused(config, refused)
+    raise all_refused(recipes, refused)
   return {
     'name': config.name,
     'task': str(task),
-    'recipes': [label(dict(r)) for r in config.recipes],
+    'recipes': list(recipes),
     'trained_size': trained_size,
     'sizes': sizes,
     'lengths': list(lengths.values()),

@@ -32,10 +32,10 @@ class PaTH(Scheme):
   as many. Memory grows with L: of each key head k, w and beta are kept, and while its layer runs
   K + C numbers more for each token.
 
-  Decoding has no use for tiles, and keeps neither w nor beta: each step replaces every key n in the
-  cache by k[n] - beta (w . k[n]) w with the new token's w and beta, K products more than to read
-  it, and keeps (x down up) of the last `taps` - 1 tokens. A window only drops keys. Sinks are
-  refused: the path to them leads over keys that tiles skip.
+  A cache keeps k, w and beta of each token, and the inputs of the last `taps` - 1, which the
+  convolution looks back at; a step of decoding makes all blocks anew, 2 K + C products for each
+  key. A window only drops keys. Sinks are refused: the path to them leads over keys that tiles
+  skip.
 
   rank: of the projection to w. taps: tokens under the convolution. Both at least 1.
   deviation: of all initial weights. Not negative.

@@ -182,6 +182,17 @@ def test_a_span_without_full_context_is_refused():
     run(span=0.5)
 
 
+def test_what_could_not_be_told_apart_or_has_no_length_is_refused():
+  twice = ({'name': 'none'}, {'name': 'yarn', 'label': 'ours'}, {'name': 'ntk', 'label': 'ours'})
+  with pytest.raises(ValueError, match=r"Two recipes are called 'ours'. Give .* another 'label'"):
+    run(recipes=twice)
+  for multiples, made in (((0.01,), r'\[0, 8\]'), ((-1, 2), r'\[-8, 8, 16\]')):
+    with pytest.raises(ValueError, match=rf'of 8 tokens make lengths of {made}. Name multiples'):
+      run(multiples=multiples)
+  with pytest.raises(ValueError, match=r'make lengths of \[\]'):
+    run(multiples=(), trained=False)
+
+
 def test_documents_are_spread_evenly_and_two_at_least():
   documents = Documents([10] * 9 + [3])
   token_DT, short = choose(documents, targets=9, tokens=30)
