@@ -4,9 +4,9 @@
   python eval.py --checkpoint=gguf:PATH/SmolLM2-135M-Instruct.Q4_1.gguf --workdir=runs/smollm2 \\
     --eval=configs/eval/imported.py
 
-Lengths are 2,048 to 32,768 for it; a pass over 12,288 takes minutes on CPU. For an extension that is
-fitted to it, `python -m posjax.fit` takes the same --checkpoint and --workdir; then add {'name':
-'fitted', 'by': 'gradient'} to the recipes.
+Lengths are 2,048 to 32,768 for it; a pass over 12,288 takes minutes on CPU. For an extension fitted
+to it, `python -m posjax.fit` takes the same --checkpoint and --workdir; then add {'name': 'fitted',
+'by': 'gradient'} to the recipes.
 """
 
 from configs.eval import base
