@@ -166,8 +166,9 @@ def prepare(config: ConfigDict, begin: int = 0) -> Job:
       raise ValueError(f'{key} = {flat[key]}. Set --config.{key} to a whole number >= 1.')
   mesh = sharding.make_mesh(config.mesh)
   model = build(config, mesh)
-  describe_attention(model, config.train.length, packed=True)  # refuses a form that cannot be
   spectrum = as_trained(model, config)
+  # Refuses a form that cannot be.
+  describe_attention(model, spectrum, config.train.length, packed=True)
   if config.sampling.name != 'none' and config.data.positions != 'context':
     raise ValueError(
       f"Sampling '{config.sampling.name}' renumbers positions below the row's length, but "
@@ -353,7 +354,7 @@ def describe_job(job: Job) -> None:
   except ValueError as error:
     kept = f'none: {error}'
   print(f'Cache        {kept}')
-  choices = describe_attention(model, config.train.length, packed=True)
+  choices = describe_attention(model, job.spectrum, config.train.length, packed=True)
   for choice, count in collections.Counter(choices).items():
     share = '' if len(choices) == count else f', {count} of {len(choices)} layers of the pattern'
     print(f'Attention    {choice.form} ({choice.why}){share}')

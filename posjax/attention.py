@@ -66,9 +66,10 @@ class Layer:
     if far is None:
       return self
     scheme = remapping.Remapped(scheme=self.scheme, scale=scale)
-    return dataclasses.replace(
-      self, scheme=scheme, mask=dataclasses.replace(self.mask, **far.mask)
-    )
+    mask = dict(far.mask)
+    if 'window' in mask and self.mask.window is not None:  # what the layer does not see stays so
+      mask['window'] = min(mask['window'], self.mask.window)
+    return dataclasses.replace(self, scheme=scheme, mask=dataclasses.replace(self.mask, **mask))
 
   def short_rows(self, vectors_BL, past_BL, rows_B: Rows):
     """Each segment after its memory (posjax/recurrence.py): vectors and rows [X, W, ...]."""

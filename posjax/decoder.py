@@ -516,9 +516,11 @@ def as_trained(
 ) -> tuple[Spectrum, ...]:
   """The spectra the run trains with: the schemes' own, after the config's extension.
 
-  length: tokens of a text, where the extension follows it; None: those of a training row.
+  length: tokens of a text, where the extension follows it; None: those of a training row, or of the
+    range that its positions are drawn from.
   """
-  return extend(model.spectrum(), length=length or config.train.length, **config.extension)
+  reach = sampling.make(**config.sampling).reach(config.train.length)
+  return extend(model.spectrum(), **{'length': length or reach} | dict(config.extension))
 
 
 def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position'):
@@ -527,15 +529,15 @@ def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position
   return module.param(name, init, dims) if jax.tree.leaves(shapes) else {}
 
 
-def describe_attention(model: Decoder, length: int, *, packed: bool) -> list[Choice]:
-  """The form that each layer of the pattern takes at this length, and why."""
+def describe_attention(model: Decoder, spectrum, length: int, *, packed: bool) -> list[Choice]:
+  """The form that each layer of the pattern takes under its spectrum at this length, and why."""
   of = lambda *shape: jax.ShapeDtypeStruct((length, *shape), model.compute_dtype)
   width = model.query_width
   arrays = of(model.width), of(model.heads, width), of(model.kv_heads, width)
   choices = []
-  for layer, spectrum in zip(model.pattern, model.spectrum(), strict=True):
+  for layer, one in zip(model.pattern, spectrum, strict=True):
     init = functools.partial(layer.scheme.parameters, dims=model.dims)
-    position = jax.eval_shape(init, jax.random.key(0)), spectrum
+    position = jax.eval_shape(init, jax.random.key(0)), one
     if model.latent is not None:
       layer = decoupled(layer, model.latent)
     choices.append(choose_form(model.attention, layer, position, *arrays, packed=packed))

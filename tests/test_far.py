@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from posjax import composition
-from posjax.attend import Rows
+from posjax.attend import Mask, Rows
 from posjax.attention import Layer, position_and_attend
 from posjax.decoder import Decoder, init_params
 from posjax.extension import extend
@@ -300,3 +300,11 @@ def test_sinks_of_an_extension_are_those_of_each_document_of_a_decoder(tolerance
   for part in (slice(0, 9), slice(9, L)):
     alone = logits(params, tokens_BL[:, part], spectrum)
     np.testing.assert_allclose(packed[:, part], alone, atol=4 * tolerance(L))
+
+
+def test_streaming_never_widens_the_window_of_a_layer():
+  scheme = composition.make({'name': 'rope'})
+  spectrum, layer = scheme.spectrum(DIMS), Layer(scheme=scheme, mask=Mask(window=3))
+  for window, seen in ((8, 3), (2, 2)):
+    far = extend(spectrum, name='streaming', window=window, sinks=2)
+    assert layer.under(far, 1.0).mask == Mask(window=seen, sinks=2)
