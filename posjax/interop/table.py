@@ -133,11 +133,6 @@ class Table:
   ignored: str = r'$^'
   zeros: tuple[str, ...] = ()
 
-  def without(self, *ours: str) -> 'Table':
-    """For a model that lacks some parameters, as a tied one lacks its head."""
-    kept = tuple(weight for weight in self.weights if not set(weight.ours) & set(ours))
-    return dataclasses.replace(self, weights=kept)
-
   def fold(self, direction: str, name: str, x, n):
     """x after the changes of a parameter, 'bring' to ours, or 'give' to theirs."""
     changes = [change for change in self.changes if re.search(change.pattern, name)]

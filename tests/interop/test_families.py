@@ -90,3 +90,13 @@ def test_half_precision_sources_give_the_same_numbers(dtype, published, tmp_path
   model = interop.load(write(tmp_path / 'half', case.config, case.shapes, dtype=dtype))
   assert model.params['embedding_VD'].dtype == jnp.float32
   np.testing.assert_allclose(model(case.input_ids), case.logits, rtol=0, atol=CLOSE)
+
+
+def test_layers_that_predict_further_tokens_are_left_alone_and_others_are_not(published, tmp_path):
+  case = published('checkpoint-deepseek_v3').cases[0]
+  assert case.config['num_hidden_layers'] == 2 and case.config['num_nextn_predict_layers'] == 1
+  further = {'model.layers.2.eh_proj.weight': np.zeros((16, 32), np.float32)}
+  interop.load(write(tmp_path / 'a', case.config, case.shapes, **further))
+  beyond = {'model.layers.3.eh_proj.weight': np.zeros((16, 32), np.float32)}
+  with pytest.raises(ValueError, match=r'layers\.3\.eh_proj'):
+    interop.load(write(tmp_path / 'b', case.config, case.shapes, **beyond))
