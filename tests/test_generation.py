@@ -1,5 +1,7 @@
 """What is drawn, when rows end, how text is shown, and what a cache refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,20 +21,32 @@ def model():
   return build(Layer(scheme=make('rope')), Layer(scheme=make('rope'), mask=Mask(window=6)))
 
 
-def begin(model, batch=2, size=32, **settings):
+@pytest.fixture(scope='module')
+def begin(model):
+  """Decoding of so many rows, empty; what was compiled for it before is used again."""
   decoder, params = model
-  return Decoding(
-    decoder, params, lambda length: decoder.spectrum(), batch=batch, size=size, **settings
-  )
+
+  @functools.cache
+  def make(batch, size, chunk):
+    return Decoding(
+      decoder, params, lambda length: decoder.spectrum(), batch=batch, size=size, chunk=chunk
+    )
+
+  def empty(batch=2, size=32, chunk=4):
+    decoding = make(batch, size, chunk)
+    decoding.restart()
+    return decoding
+
+  return empty
 
 
 PROMPTS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 7, 1, 8]
 
 
-def test_greedy_text_is_what_the_whole_row_finds_likeliest_at_each_place(model):
+def test_greedy_text_is_what_the_whole_row_finds_likeliest_at_each_place(model, begin):
   decoder, params = model
   rows = [list(prompt) for prompt in PROMPTS]
-  for token_B in generate(begin(model, chunk=4), PROMPTS, new=5):
+  for token_B in generate(begin(), PROMPTS, new=5):
     for row, token in zip(rows, token_B, strict=True):
       row.append(int(token))
   spectrum = jax.tree.map(jnp.float32, decoder.spectrum())
@@ -42,9 +56,9 @@ def test_greedy_text_is_what_the_whole_row_finds_likeliest_at_each_place(model):
     np.testing.assert_array_equal(row[len(prompt) :], likeliest)
 
 
-def test_a_row_ends_at_a_stop_token_and_the_others_go_on(model):
+def test_a_row_ends_at_a_stop_token_and_the_others_go_on(begin):
   draw = lambda stop=(), batch=2: np.stack(list(
-    generate(begin(model, batch), PROMPTS[:batch], new=6, sampler=Sampler(), stop=stop)
+    generate(begin(batch), PROMPTS[:batch], new=6, sampler=Sampler(), stop=stop)
   ))  # fmt: skip
   free = draw()
   stop = int(free[1, 0])
@@ -57,9 +71,9 @@ def test_a_row_ends_at_a_stop_token_and_the_others_go_on(model):
   assert len(draw({int(alone[3])}, batch=1)) == last + 1  # nothing is left to go on
 
 
-def test_the_same_seed_draws_the_same_text_and_another_does_not(model):
+def test_the_same_seed_draws_the_same_text_and_another_does_not(begin):
   draw = lambda seed: np.stack(list(
-    generate(begin(model), PROMPTS, new=8, sampler=Sampler(), seed=seed)
+    generate(begin(), PROMPTS, new=8, sampler=Sampler(), seed=seed)
   ))  # fmt: skip
   np.testing.assert_array_equal(draw(1), draw(1))
   assert (draw(1) != draw(2)).any()
@@ -108,8 +122,8 @@ def test_a_sampler_that_cannot_be_is_refused(settings, message):
     Sampler(**settings)
 
 
-def test_a_cache_that_is_too_short_is_refused_before_anything_is_read(model):
-  decoding = begin(model, size=12)
+def test_a_cache_that_is_too_short_is_refused_before_anything_is_read(begin):
+  decoding = begin(size=12)
   with pytest.raises(ValueError, match=r'11 tokens and 3 new ones need 13 places.*size >= 13'):
     next(generate(decoding, PROMPTS, new=3))
   assert decoding.lengths.max() == 0
@@ -118,15 +132,15 @@ def test_a_cache_that_is_too_short_is_refused_before_anything_is_read(model):
     decoding.step([1, 1])
 
 
-def test_a_batch_that_does_not_match_is_refused(model):
+def test_a_batch_that_does_not_match_is_refused(begin):
   with pytest.raises(ValueError, match=r'3 rows of tokens for a cache of 2 rows.*batch = 3'):
-    begin(model).read([[1], [2], [3]])
+    begin().read([[1], [2], [3]])
   with pytest.raises(ValueError, match=r'without tokens.*Begin rows with bos'):
-    begin(model).read([[1, 2], []])
+    begin().read([[1, 2], []])
 
 
-def test_rows_of_different_length_read_on_by_steps_only(model):
-  decoding = begin(model)
+def test_rows_of_different_length_read_on_by_steps_only(begin):
+  decoding = begin()
   decoding.read([[1, 2, 3], [4, 5]])
   with pytest.raises(ValueError, match=r'\[3, 2\] tokens cannot read on side by side.*`step`'):
     decoding.read([[1, 2], [3, 4]])
@@ -149,6 +163,6 @@ def test_text_is_shown_as_soon_as_no_later_token_can_change_it():
   assert stream.end() == '\ufffd'
 
 
-def test_tokens_of_a_prompt_are_within_the_vocabulary(model):
+def test_tokens_of_a_prompt_are_within_the_vocabulary(begin):
   with pytest.raises(ValueError, match=rf'token {V}.*vocabulary of {V}'):
-    begin(model, batch=1).read([[1, V]])
+    begin(1).read([[1, V]])

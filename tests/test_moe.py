@@ -395,6 +395,7 @@ def test_only_the_balance_moves_the_routing_bias(trained):
   assert len(moments) == 2 and not any(x.any() for x in moments)
 
 
+@pytest.mark.slow
 def test_a_run_with_experts_that_resumes_ends_with_the_same_bits(trained, tmp_path):
   copy = shutil.copytree(trained[0], tmp_path / 'copy')
   shutil.rmtree(copy / 'checkpoints' / '6')
@@ -402,6 +403,7 @@ def test_a_run_with_experts_that_resumes_ends_with_the_same_bits(trained, tmp_pa
   assert_same_bits(copy, trained[0])
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_have_the_loads_and_the_balance_of_the_whole(trained, tmp_path):
   settings = (*SETTINGS, 'train.accumulate=4', 'model.experts.form=dense', 'model.remat=block')
   rows = train_here(tmp_path / 'run', *settings, config='configs/moe.py:smoke')
@@ -409,6 +411,7 @@ def test_parts_of_a_batch_have_the_loads_and_the_balance_of_the_whole(trained, t
   assert_equal_loads(rows, trained[1])
 
 
+@pytest.mark.slow
 def test_experts_spread_over_eight_devices_learn_what_those_of_one_do(trained, tmp_path):
   """Two devices along each axis: rows over data and fsdp, experts over tensor."""
   mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')
@@ -426,6 +429,7 @@ def test_experts_spread_over_eight_devices_learn_what_those_of_one_do(trained, t
     np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_experts_decode_with_a_cache_as_they_read_the_whole_row(rng):
   """In tiles that are cut to the few rows that experts get in a step."""
   layers = (Layer(scheme=positions.make('none'), mlp=kind) for kind in ('gated', 'experts'))
