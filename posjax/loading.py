@@ -42,13 +42,15 @@ class Loaded:
 def load(
   workdir: str | Path, checkpoint: str | None = None, mesh: Mapping[str, int] | None = None
 ) -> Loaded:
-  """The run in `workdir`; or `checkpoint`, 'hf:DIR' or another run, whose results go to `workdir`.
+  """The run in `workdir`, or 'hf:DIR'; or `checkpoint`, either, whose results go to `workdir`.
 
   mesh: devices along axes that another library's checkpoint is spread over as it is read.
 
   Raises ValueError where a directory holds no run, or no whole checkpoint, or no checkpoint that
   posjax computes exactly (posjax/interop/).
   """
+  if checkpoint is None and interop.is_foreign(workdir):
+    return load_foreign(str(workdir), mesh)
   workdir = Path(workdir).expanduser()
   if checkpoint is not None:
     if (workdir / 'config.json').exists():
