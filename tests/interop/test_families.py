@@ -12,11 +12,15 @@ from posjax import interop
 from posjax.interop import checkpoint, family
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
+# By default all rope types, and the first case of each other family; the others are slow.
 CASES = [
-  pytest.param(file.stem, n, id=f'{file.stem.removeprefix("checkpoint-")}-{n}')
+  pytest.param(
+    file.stem, n, id=f'{file.stem.removeprefix("checkpoint-")}-{n}',
+    marks=[pytest.mark.slow] * (n > 0 and file.stem != 'checkpoint-llama'),
+  )
   for file in sorted(FIXTURES.glob('checkpoint-*.json'))
   for n in range(len(json.loads(file.read_text())['cases']))
-]
+]  # fmt: skip
 CLOSE = 1e-4  # of logits up to about 10, after a few hundred sums in float32
 
 
