@@ -56,7 +56,8 @@ def write(
   if extension is not None:
     with config.ignore_type():
       config.extension = ConfigDict(complete(config, dict(extension)))
-  model, params = unscaled(model, params)
+  if source is None:
+    model, params = unscaled(model, params)
   theirs, recipe = describe(config, model, source)
   tensors = table.give(recipe.table, model, params)
   directory.mkdir(parents=True, exist_ok=True)
