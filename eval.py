@@ -11,7 +11,7 @@ Prints a table; writes JSON, plots and report.html into the run directory.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -37,25 +37,31 @@ def main(words: Sequence[str]) -> None:
   )
   parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
   parser.add_argument('--checkpoint', help='hf:DIR, or another run; results go to --workdir')
+  parser.add_argument('--mesh', type=cli.numbers, help='to spread hf:DIR over devices: fsdp=8')
   parser.add_argument('--eval', required=True, metavar='FILE[:smoke]', help='what to evaluate')
   parser.epilog = '--eval.KEY=VALUE sets any key of configs/eval/base.py.'
   flags, overrides = parser.parse_known_args(words)
   settings = load(flags.eval, overrides, flag='eval', base='configs/eval/base.py')
   cli.cache_compilations()
-  evaluate_run(flags.workdir, settings, flags.checkpoint)
+  evaluate_run(flags.workdir, settings, flags.checkpoint, flags.mesh)
 
 
-def evaluate_run(workdir: str | Path, settings: ConfigDict, checkpoint: str | None = None) -> dict:
+def evaluate_run(
+  workdir: str | Path,
+  settings: ConfigDict,
+  checkpoint: str | None = None,
+  mesh: Mapping[str, int] | None = None,
+) -> dict:
   """Measures the newest whole checkpoint of `workdir`, prints the table, writes the report.
 
   A run of phases is read as its last one was trained. checkpoint: what to measure instead, 'hf:DIR'
-  or another run directory; the report then goes to `workdir`.
+  or another run directory; the report then goes to `workdir`. mesh: as of posjax.loading.load.
 
   settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
   posjax.evaluation.tasks.evaluate of a task, or what the measure's own `evaluate` returns.
   Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
-  loaded = load_run(workdir, checkpoint)
+  loaded = load_run(workdir, checkpoint, mesh)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
   settings = settings.copy_and_resolve_references()
   settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)

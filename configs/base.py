@@ -58,11 +58,14 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.norm_at = 'input'  # of attention and MLP, or 'output', or 'both', or of the 'sum'
   # after each of them, as in the first Transformer, which then has no norm before the head
   config.model.norm_epsilon = None  # added to the mean square; None: rms 1e-6, layer 1e-5
-  config.model.qk_norm = False  # RMS norm of each query and key head, before the scheme acts
+  config.model.qk_norm = 'none'  # RMS norm of queries and keys before the scheme acts, of each
+  # 'head' or of the 'whole' of them
+  config.model.attention_cap = None  # c: logits of attention become c tanh(logit / c); None: stay
   config.model.biases = ()  # where there are some: 'qkv', 'output' (of attention), 'mlp', 'head'
   config.model.embedding_scale = None  # multiplies embedded tokens; None: sqrt(width), so that
   # they have variance 1 at the start, while the same matrix, as a head, gives such logits
   config.model.embedding_norm = False  # a norm of what enters the first layer
+  config.model.logit_cap = None  # the same for the logits of the next token
   config.model.tied = False  # True: the output matrix is the embedding's transpose
   config.model.dtype = 'auto'  # of activations: bfloat16 on accelerators, float32 on CPU
   config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)

@@ -5,6 +5,7 @@ width; X rows of W keys: B and L themselves, or short rows of a segment and its 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,8 @@ class Layer:
   """How one layer knows positions, which keys its queries see, and what it does with the rest.
 
   mlp: of posjax/decoder.py; None: the model's.
+  cap: logits are cap tanh(logit / cap), after the scheme and before the mask (Gemma 2). None: as
+    they are.
   extended: whether a context extension changes the scheme's spectrum here, too.
   segment, memory: rows are read in segments of `segment` tokens; a query sees its own segment and
     the `memory` tokens before it, to which no gradient flows (Dai et al. 2019, arXiv:1901.02860,
@@ -36,8 +39,11 @@ class Layer:
   segment: int | None = None
   memory: int = 0
   mlp: str | None = None
+  cap: float | None = None
 
   def __post_init__(self):
+    if self.cap is not None and not self.cap > 0:
+      raise ValueError(f'Logits capped at {self.cap} are no logits. Use a cap above 0, or None.')
     if self.segment is None:
       if self.memory:
         raise ValueError(
@@ -76,6 +82,8 @@ class Layer:
     """What no fused kernel knows of."""
     if self.segment is not None:
       return 'memory of segments'
+    if self.cap is not None:
+      return 'capped logits'
     return 'sinks' if self.mask.sinks else 'chunks' if self.mask.chunk is not None else None
 
 
@@ -87,6 +95,7 @@ class Attention(nn.Module):
   Vaswani et al. 2017, arXiv:1706.03762, sec. 3.2; Shazeer 2019, arXiv:1911.02150; Ainslie et al.
   2023, arXiv:2305.13245. Logits are scaled by 1/sqrt(K).
 
+  qk_norm: RMS norm of each 'head' of queries and keys, or of the 'whole' of them.
   biases: 'qkv' adds one to queries, keys and values, 'output' to what is given back.
   """
 
@@ -94,7 +103,7 @@ class Attention(nn.Module):
   heads: int
   kv_heads: int
   head_width: int
-  qk_norm: bool = False
+  qk_norm: str = 'none'
   norm_epsilon: float | None = None
   biases: tuple[str, ...] = ()
   form: str = 'auto'
@@ -117,17 +126,22 @@ class Attention(nn.Module):
       self.param(f'{name}_bias_X', zeros, (heads * K,)) if 'qkv' in self.biases else None
       for name, heads in (('query', H), ('key', G), ('value', G))
     )
-    head_norm = lambda name: make_norm('rms', self.norm_epsilon, name)
-    key_norm = head_norm('key_norm') if self.qk_norm else lambda k_BLGK: k_BLGK
     split = lambda y_BLX, heads: y_BLX.reshape(*y_BLX.shape[:2], heads, K)
 
-    q_BLHK = split(affine(x_BLD, query_DX, query_bias_X), H)
-    if self.qk_norm:
-      q_BLHK = head_norm('query_norm')(q_BLHK)
+    def normed(name):
+      if self.qk_norm == 'none':
+        return split
+      norm = make_norm('rms', self.norm_epsilon, name)
+      if self.qk_norm == 'whole':
+        return lambda y_BLX, heads: split(norm(y_BLX), heads)
+      return lambda y_BLX, heads: norm(split(y_BLX, heads))
+
+    keys = normed('key_norm')
+    q_BLHK = normed('query_norm')(affine(x_BLD, query_DX, query_bias_X), H)
 
     def keys_and_values(x_BLD):
-      k_BLGK = split(affine(x_BLD, key_DX, key_bias_X), G)
-      return key_norm(k_BLGK), split(affine(x_BLD, value_DX, value_bias_X), G)
+      k_BLGK = keys(affine(x_BLD, key_DX, key_bias_X), G)
+      return k_BLGK, split(affine(x_BLD, value_DX, value_bias_X), G)
 
     past = None
     if past_BLD is not None:
@@ -165,7 +179,7 @@ def position_and_attend(
   v_XWGV = v_BLGV if past is None else layer.short_rows(v_BLGV, past[3], rows_B)[0]
   logits = Logits(scale=scale, mask=layer.mask)
   if not choice.fused:
-    logits = scored(logits, scheme)
+    logits = scored(logits, scheme, layer.cap)
   out_XLHV = attend(
     q_XLHK,
     k_XWGK,
@@ -203,11 +217,25 @@ def positioned(
   return q_XLHK, k_XWGK, query_X, key_X
 
 
-def scored(logits: Logits, scheme: Scheme) -> Logits:
+@dataclasses.dataclass(frozen=True)
+class Capped:
+  """A score that goes on to cap tanh(logit / cap)."""
+
+  cap: float
+  score: Callable | None
+
+  def __call__(self, params, spectrum, s_HIJ, tile):
+    if self.score is not None:
+      s_HIJ = self.score(params, spectrum, s_HIJ, tile)
+    return self.cap * jnp.tanh(s_HIJ / self.cap)
+
+
+def scored(logits: Logits, scheme: Scheme, cap: float | None = None) -> Logits:
   """With what the scheme does to logits and weights; `operands` are its (parameters, spectrum)."""
+  score = scheme.score if scheme.overrides('score') else None
   return dataclasses.replace(
     logits,
-    score=scheme.score if scheme.overrides('score') else None,
+    score=score if cap is None else Capped(cap, score),
     table=scheme.table if scheme.overrides('table') else None,
     start=scheme.start if scheme.walks else None,
     walk=scheme.walk if scheme.walks else None,

@@ -206,7 +206,7 @@ def _attend(layer, position, scale, read, cache: LayerCache, x_SD, q_SHK, k_SGK,
   k_GNK, v_GNV = read(k_GNK, v_GNV)
   v_GNV = k_GNK if v_GNV is None else v_GNV
 
-  logits = scored(Logits(scale=scale, mask=layer.mask), scheme)
+  logits = scored(Logits(scale=scale, mask=layer.mask), scheme, layer.cap)
   operands = () if logits.plain else position
   temperature = scheme.temperature(position[1], q_SHK.shape[1])
   query, key = _rows(layer.mask, rows.index_L, place_N, query_features, features_N)

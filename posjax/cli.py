@@ -1,5 +1,6 @@
 """What train.py and eval.py share as programs: an error a user can cause is one screen of text."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit(_report(f'{name}: {error}\n(POSJAX_TRACEBACK=1 shows where this was raised.)', 2))
   except KeyboardInterrupt:
     sys.exit(_report('Interrupted.', 130))  # 128 + SIGINT, as shells report it
+
+
+def numbers(text: str) -> dict[str, int]:
+  """{'fsdp': 8, 'tensor': 2} of 'fsdp=8,tensor=2', for argparse."""
+  pairs = [part.partition('=') for part in text.split(',')]
+  if not all(name and count.lstrip('-').isdecimal() for name, _, count in pairs):
+    raise argparse.ArgumentTypeError(f"'{text}' is not understood: fsdp=8,tensor=2")
+  return {name: int(count) for name, _, count in pairs}
 
 
 def _report(text: str, status: int) -> int:

@@ -25,6 +25,7 @@ OPEN = ('position', 'extension', 'sampling', 'data.task')
 ABSENT = (
   'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
   'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
+  'model.attention_cap', 'model.logit_cap',
   'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
   'model.latent.epsilon', 'model.latent.norm', 'data.size', 'data.glob', 'data.data_dir',
   'data.cache_dir', 'train.clip', 'train.loss_chunk', 'sampler.top_k',

@@ -338,7 +338,7 @@ def latent_config(config: ConfigDict, *, rank: int, slice: int, stride: int = 1)
       f'The run has latents of width {model.latent.width} already. Convert a run whose heads have '
       'keys and values of their own, or train this one on: --config.init_from.'
     )
-  if model.qk_norm or set(model.biases) & {'qkv', 'output'}:
+  if model.qk_norm != 'none' or set(model.biases) & {'qkv', 'output'}:
     raise ValueError(
       f'The run was trained with model.qk_norm = {model.qk_norm} and model.biases = '
       f'{tuple(model.biases)}: latents have no norms of heads, and neither biases of queries, keys '
@@ -425,7 +425,7 @@ def write(loaded: Loaded, config: ConfigDict, model: Decoder, params: Any, strea
   """A run directory as if it had been trained to where the run was: with an optimizer that has
   seen nothing, at the beginning of its text."""
   with run.Run(out, config) as opened, Checkpoints(opened.workdir / 'checkpoints') as checkpoints:
-    data.load_tokenizer(loaded.workdir).save(opened.workdir)
+    loaded.tokenizer.save(opened.workdir)
     (opened.workdir / 'metrics.jsonl').touch()
     state = jax.eval_shape(
       lambda key: init_state(model, make_optimizer(config.train), key), jax.random.key(0)
@@ -446,7 +446,7 @@ def main(words: Sequence[str]) -> None:
     prog='python -m posjax.conversion', description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
+  parser.add_argument('--workdir', required=True, help='a run that train.py made, or hf:DIR')
   parser.add_argument('--out', required=True, help='where the converted run goes')
   parser.add_argument('--rank', type=int, required=True, help='C, width of the latent')
   parser.add_argument('--slice', type=int, help='R, width of the slice; the head width unless told')
@@ -481,7 +481,7 @@ def convert_run(
   source = loaded.config
   slice = source.model.head_width if slice is None else slice
   config = latent_config(source, rank=rank, slice=slice, stride=stride)
-  documents = data.load(source.data, source.data.split, data.load_tokenizer(loaded.workdir))
+  documents = data.load(source.data, source.data.split, loaded.tokenizer)
   stream = lambda: data.Stream(
     documents, length=source.train.length, batch=source.train.batch, seed=source.seed,
     positions=source.data.positions, threads=source.data.threads,

@@ -223,11 +223,12 @@ class Decoder(nn.Module):
   norm: str = 'rms'
   norm_at: str = 'input'
   norm_epsilon: float | None = None
-  qk_norm: bool = False
+  qk_norm: str = 'none'
   biases: tuple[str, ...] = ()
   embedding_scale: float | None = None
   embedding_norm: bool = False
   tied: bool = False
+  logit_cap: float | None = None
   dtype: str = 'auto'
   remat: str = 'none'
   attention: str = 'auto'
@@ -240,6 +241,7 @@ class Decoder(nn.Module):
     choices = {
       'mlp': MLPS, 'norm': NORMS, 'dtype': DTYPES, 'remat': REMAT, 'attention': ('auto', *FORMS),
       'activation': (None, *ACTIVATIONS), 'residual': RESIDUALS, 'norm_at': NORM_AT,
+      'qk_norm': ('none', 'head', 'whole'),
     }  # fmt: skip
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
@@ -418,7 +420,9 @@ class Decoder(nn.Module):
   def logits(self, hidden_BLD):
     """logits_BLV, float32."""
     head_DV = self.embedding_VD.T if self.tied else self.head_DV
-    return affine(hidden_BLD, head_DV, self.head_bias_V).astype(jnp.float32)
+    logits_BLV = affine(hidden_BLD, head_DV, self.head_bias_V).astype(jnp.float32)
+    cap = self.logit_cap
+    return logits_BLV if cap is None else cap * jnp.tanh(logits_BLV / cap)
 
   def __call__(
     self, tokens_BL, spectrum, positions_BL=None, segments_BL=None, contiguous: bool = False
@@ -436,9 +440,9 @@ def check_latent(model: Decoder) -> None:
       f'All {model.heads} heads read one latent, so there are no {model.kv_heads} key/value heads '
       'to share. Set model.kv_heads = model.heads.'
     )
-  if model.qk_norm or 'qkv' in model.biases or 'output' in model.biases:
+  if model.qk_norm != 'none' or 'qkv' in model.biases or 'output' in model.biases:
     raise ValueError(
-      'Latent attention has its norms on the latents, and no biases. Set model.qk_norm = False '
+      'Latent attention has its norms on the latents, and no biases. Set model.qk_norm = none '
       "and leave 'qkv' and 'output' out of model.biases."
     )
 
@@ -463,7 +467,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   settings = dict(config.model)
   mask = {key: settings.pop(key) for key in ('window', 'sinks', 'chunk')}
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
-  alike = {'position': config.position, 'extended': True, 'mlp': settings['mlp'], **mask, **cut}
+  alike = {
+    'position': config.position, 'extended': True, 'mlp': settings['mlp'],
+    'cap': settings.pop('attention_cap'), **mask, **cut,
+  }  # fmt: skip
   settings['experts'] = Routing(**settings['experts'])
   latent = settings.pop('latent')
   settings['latent'] = None if latent.width is None else Latent(**latent)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ class Loaded:
   source: dict[str, Any] | None = None
 
 
-def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
-  """The run in `workdir`; or `checkpoint`, 'hf:DIR' or another run, whose results go to `workdir`.
+def load(
+  workdir: str | Path, checkpoint: str | None = None, mesh: Mapping[str, int] | None = None
+) -> Loaded:
+  """The run in `workdir`, or 'hf:DIR'; or `checkpoint`, either, whose results go to `workdir`.
+
+  mesh: devices along axes that another library's checkpoint is spread over as it is read.
 
   Raises ValueError where a directory holds no run, or no whole checkpoint, or no checkpoint that
   posjax computes exactly (posjax/interop/).
   """
+  if checkpoint is None and interop.is_foreign(workdir):
+    return load_foreign(str(workdir), mesh)
   workdir = Path(workdir).expanduser()
   if checkpoint is not None:
     if (workdir / 'config.json').exists():
@@ -51,8 +58,9 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
         f"'{workdir}' holds a run of its own. Give a new directory as --workdir for what is found "
         f'of {checkpoint}.'
       )
-    load_it = load_foreign if interop.is_foreign(checkpoint) else load
-    return dataclasses.replace(load_it(checkpoint), workdir=workdir, trained=False)
+    foreign = interop.is_foreign(checkpoint)
+    loaded = load_foreign(checkpoint, mesh) if foreign else load(checkpoint)
+    return dataclasses.replace(loaded, workdir=workdir, trained=False)
   experiment = run.load_config(workdir)
   config = phases.last(experiment)
   mesh = sharding.nearest_mesh(config.mesh)
@@ -78,9 +86,11 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Loaded:
   )
 
 
-def load_foreign(name: str) -> Loaded:
+def load_foreign(name: str, mesh: Mapping[str, int] | None = None) -> Loaded:
   opened = interop.open_named(name)
   config = opened.config
+  if mesh is not None:
+    config.mesh.update({'data': 1} | dict(mesh))
   mesh = sharding.nearest_mesh(config.mesh)
   model = build(config, mesh)
   return Loaded(

@@ -21,8 +21,8 @@ SIZES = {
 TOKENS_BL = np.random.default_rng(0).integers(V, size=(B, L))
 
 
-def decoder(window=None, **changes):
-  layer = Layer(scheme=positions.Scheme(), mask=Mask(window=window))
+def decoder(window=None, cap=None, **changes):
+  layer = Layer(scheme=positions.Scheme(), mask=Mask(window=window), cap=cap)
   return Decoder(pattern=(layer,), **{**SIZES, **changes})
 
 
@@ -45,8 +45,8 @@ ACTIVATIONS = {
 
 def by_definition(
   params, tokens_L, *, H, G, K, seen, mlp='gated', activation=None, residual='sequential',
-  norm='rms', norm_at='input', norm_epsilon=None, qk_norm=False, biases=(), embedding_scale=None,
-  embedding_norm=False,
+  norm='rms', norm_at='input', norm_epsilon=None, qk_norm='none', biases=(), embedding_scale=None,
+  embedding_norm=False, logit_cap=None, cap=None,
 ):  # fmt: skip
   """The model in float64, one token after the other; softmax attention without positions.
 
@@ -82,8 +82,10 @@ def by_definition(
       y = normalise(x, block['attention_norm'], norm) if norm_at in ('input', 'both') else x
       for kind, count in (('query', H), ('key', G), ('value', G)):
         long = biased(y @ a[f'{kind}_DX'], a, f'{kind}_bias_X', 'qkv')
+        if qk_norm == 'whole' and kind != 'value':
+          long = normalise(long, a[f'{kind}_norm'], 'rms')
         vectors = [long[h * K : h * K + K] for h in range(count)]
-        if qk_norm and kind != 'value':
+        if qk_norm == 'head' and kind != 'value':
           vectors = [normalise(v, a[f'{kind}_norm'], 'rms') for v in vectors]
         heads[kind].append(vectors)
     after_LD = []
@@ -92,6 +94,7 @@ def by_definition(
       for h in range(H):
         g = h // (H // G)
         s = np.array([heads['query'][i][h] @ heads['key'][j][g] / np.sqrt(K) for j in keys(i)])
+        s = s if cap is None else cap * np.tanh(s / cap)
         weight = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
         out.append(sum(w * heads['value'][j][g] for w, j in zip(weight, keys(i), strict=True)))
       out = biased(np.concatenate(out) @ a['output_XD'], a, 'output_bias_D', 'output')
@@ -113,7 +116,8 @@ def by_definition(
   if norm_at != 'sum':
     x_LD = np.stack([normalise(x, p['final_norm'], norm) for x in x_LD])
   logits_LV = x_LD @ (p['head_DV'] if 'head_DV' in p else p['embedding_VD'].T)
-  return biased(logits_LV, p, 'head_bias_V', 'head')
+  logits_LV = biased(logits_LV, p, 'head_bias_V', 'head')
+  return logits_LV if logit_cap is None else logit_cap * np.tanh(logits_LV / logit_cap)
 
 
 def blocks_in_order(params, seen):
@@ -138,20 +142,22 @@ def everything(i):
   [
     {},
     {'kv_heads': 1, 'norm': 'layer', 'mlp': 'plain'},
-    {'kv_heads': 4, 'qk_norm': True, 'tied': True, 'window': 3},
+    {'kv_heads': 4, 'qk_norm': 'head', 'tied': True, 'window': 3},
     {'residual': 'parallel', 'norm': 'layer', 'biases': ('qkv', 'mlp'), 'activation': 'relu'},
     {'residual': 'parallel_shared', 'norm': 'layer_unbiased', 'mlp': 'plain', 'biases': ('head',),
      'activation': 'gelu', 'tied': True},
-    {'norm_at': 'output', 'norm_epsilon': 0.1, 'qk_norm': True, 'activation': 'gelu_tanh'},
+    {'norm_at': 'output', 'norm_epsilon': 0.1, 'qk_norm': 'head', 'activation': 'gelu_tanh'},
     {'norm_at': 'both', 'embedding_scale': 3.0, 'biases': ('output', 'mlp'), 'mlp': 'plain',
      'activation': 'relu2'},
     {'norm_at': 'both', 'residual': 'parallel', 'activation': 'gelu'},
+    {'qk_norm': 'whole', 'norm_epsilon': 0.3, 'cap': 0.2, 'logit_cap': 0.7},
     {'norm_at': 'sum', 'norm': 'layer', 'norm_epsilon': 0.2, 'embedding_norm': True},
   ],
   ids=[
     'gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed',
     'parallel, biases', 'one norm for both, head bias', 'norms at the output, epsilon',
-    'norms at both, scale, output bias', 'norms at both, parallel', 'norms of sums, embedding norm',
+    'norms at both, scale, output bias', 'norms at both, parallel',
+    'qk_norm of the whole, caps', 'norms of sums, embedding norm',
   ],
 )  # fmt: skip
 def test_the_model_is_its_definition(changes, tolerance):
@@ -392,6 +398,8 @@ def test_bfloat16_activations_give_float32_logits_and_gradients(remat):
     ({'norm': 'batch'}, r"model.norm = 'batch' is unknown. Use one of: rms, layer"),
     ({'activation': 'swish'}, r"model.activation = 'swish' is unknown. Use one of: None, silu"),
     ({'residual': 'none'}, r"model.residual = 'none' is unknown. Use one of: sequential, par"),
+    ({'qk_norm': True}, r"model.qk_norm = 'True' is unknown. Use one of: none, head, whole"),
+    ({'cap': 0.0}, 'Logits capped at 0.0 are no logits'),
     ({'norm_at': 'pre'}, r"model.norm_at = 'pre' is unknown. Use one of: input, output, both"),
     ({'biases': ('qkv', 'key')}, r"model.biases names 'key'. It may name: qkv, output, mlp, head"),
     ({'norm_at': 'sum', 'residual': 'parallel'}, r"model.norm_at = 'sum' has none there"),

@@ -181,7 +181,7 @@ def test_a_scheme_that_needs_whole_heads_is_refused(name):
   'settings, message',
   [
     ({'kv_heads': 2}, r'no 2 key/value heads'),
-    ({'qk_norm': True}, r'norms on the latents'),
+    ({'qk_norm': 'head'}, r'norms on the latents'),
     ({'biases': ('qkv',)}, r'no biases'),
     ({'latent': {'width': 0}}, r'latent\.width = 0.*>= 1'),
     ({'latent': {'width': 8, 'decode': 'both'}}, r"decode = 'both' is unknown.*absorbed"),

@@ -169,7 +169,7 @@ def attention_of(
   q_XLHK, k_XWGK, query_X, key_X = positioned(
     layer, position, *vectors, rows_B, past, columns=False
   )
-  logits = scored(Logits(scale=K**-0.5, mask=layer.mask), layer.scheme)
+  logits = scored(Logits(scale=K**-0.5, mask=layer.mask), layer.scheme, layer.cap)
   temperature = layer.scheme.temperature(spectrum, H)
 
   def one(q_LHK, k_LGK, query, key, sink_L):

@@ -12,6 +12,7 @@ is read, and no code of a checkpoint runs.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,19 @@ class Steps:
     return logits_BSV
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, mesh: Mapping[str, int] | None = None) -> Model:
   """The model of a Hugging Face directory: config.json and model.safetensors, or its shards; or of
   a file *.gguf.
+
+  mesh: devices along axes, {'fsdp': 8}, over which parameters are spread as they are read; None:
+  a whole copy on each.
 
   Raises ValueError where that is not what is there, or not what posjax computes exactly.
   """
   kind = 'gguf' if Path(path).suffix == '.gguf' else 'hf'
   opened = checkpoint.OPENERS[kind](path)
-  mesh = sharding.nearest_mesh(opened.config.mesh)
-  decoder = build(opened.config, mesh)
-  return Model(config=opened.config, decoder=decoder, params=read_params(opened, decoder, mesh))
+  if mesh is not None:
+    opened.config.mesh.update({'data': 1} | dict(mesh))
+  devices = sharding.nearest_mesh(opened.config.mesh)
+  decoder = build(opened.config, devices)
+  return Model(config=opened.config, decoder=decoder, params=read_params(opened, decoder, devices))

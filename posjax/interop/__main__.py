@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posjax import cli, interop, loading
+from posjax import cli, loading
 from posjax.interop import export
 
 
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> None:
   parser.add_argument('--dtype', default='float32', help='of the weights; float32')
   flags, rest = parser.parse_known_args(words)
   name = flags.checkpoint
-  loaded = loading.load_foreign(name) if interop.is_foreign(name) else loading.load(name)
+  loaded = loading.load(name)
   path = export.write(
     flags.out,
     loaded.config,

@@ -117,6 +117,10 @@ def stretched(theirs: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
   if extension['name'] != 'none':
     length = max(length, round(extension['factor'] * (extension['trained_length'] or length)))
   settings = rope.write(position, extension, length, width)
+  full = 'full_attention'
+  if full in (theirs.get('rope_parameters') or {}):  # those of layers without a window
+    nested = theirs['rope_parameters'] | {full: settings['rope_parameters']}
+    return theirs | settings | {'rope_parameters': nested}
   if 'rope_parameters' in theirs:
     turned = 'partial_rotary_factor'  # stays, also where it says what is usual
     kept = {key: x for key, x in (theirs['rope_parameters'] or {}).items() if key == turned}

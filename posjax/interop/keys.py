@@ -23,7 +23,7 @@ NAMES = """
   encoder_no_repeat_ngram_size bad_words_ids num_return_sequences exponential_decay_length_penalty
   suppress_tokens begin_suppress_tokens remove_invalid_values
   summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-  transformers.js_config
+  transformers.js_config model_max_length
 """
 IGNORED = frozenset(NAMES.split())
 REQUIRED = object()

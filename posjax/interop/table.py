@@ -30,6 +30,7 @@ class Weight(NamedTuple):
   ours: names of the parameters it holds, of the model or of a layer.
   sizes: rows of each of them in one group; they lie side by side, in `groups` groups.
   rows_first: whether a matrix is [out, in]; ours are [in, out], but for tables of embeddings.
+  skip: so many entries at the beginning of a table nobody reads; 0 when it is written.
   """
 
   theirs: str
@@ -37,9 +38,11 @@ class Weight(NamedTuple):
   sizes: tuple[int, ...] = ()
   groups: int = 1
   rows_first: bool = True
+  skip: int = 0
 
   def cut(self, x) -> list:
     """The rows of each parameter in their tensor."""
+    x = x[self.skip :]
     rows = x if self.rows_first or x.ndim == 1 else x.T
     if len(self.ours) == 1:
       return [rows]
@@ -56,7 +59,8 @@ class Weight(NamedTuple):
     if len(parts) > 1:
       grouped = [part.reshape(self.groups, -1, *part.shape[1:]) for part in parts]
       rows = xp.concatenate(grouped, axis=1).reshape(-1, *rows.shape[1:])
-    return rows if self.rows_first or rows.ndim == 1 else rows.T
+    x = rows if self.rows_first or rows.ndim == 1 else rows.T
+    return xp.concatenate([xp.zeros((self.skip, *x.shape[1:]), x.dtype), x]) if self.skip else x
 
 
 def linear(theirs: str, *ours: str, **settings) -> tuple[Weight, Weight]:
@@ -128,11 +132,6 @@ class Table:
   changes: tuple[Change, ...] = ()
   ignored: str = r'$^'
   zeros: tuple[str, ...] = ()
-
-  def without(self, *ours: str) -> 'Table':
-    """For a model that lacks some parameters, as a tied one lacks its head."""
-    kept = tuple(weight for weight in self.weights if not set(weight.ours) & set(ours))
-    return dataclasses.replace(self, weights=kept)
 
   def fold(self, direction: str, name: str, x, n):
     """x after the changes of a parameter, 'bring' to ours, or 'give' to theirs."""

@@ -25,6 +25,12 @@ def sizes(keys: Keys, *, kv_heads: bool = True, tied: bool = False) -> dict[str,
   }
 
 
+def own_head_width(keys: Keys, width: int) -> None:
+  """For a family whose heads have a width of their own where the config says nothing."""
+  if 'head_dim' not in keys:
+    keys.content['head_dim'] = width
+
+
 def head_width(keys: Keys, D: int, H: int) -> int:
   K = keys.whole('head_dim', None)
   if K is None and D % H:

@@ -30,13 +30,7 @@ def exported(directory, out, **settings):
   return model, interop.load(out)
 
 
-SECOND = [
-  pytest.param(*one.values, id=one.id, marks=[pytest.mark.slow] * (one.values[1] > 0))
-  for one in CASES
-]
-
-
-@pytest.mark.parametrize(('file', 'n'), SECOND)
+@pytest.mark.parametrize(('file', 'n'), CASES)
 def test_every_family_comes_back_as_it_was(file, n, published, tmp_path):
   case = published(file).cases[n]
   directory = write(tmp_path / 'in', case.config, case.shapes)
@@ -139,6 +133,7 @@ def test_what_no_family_has_is_refused_with_each_reason(tmp_path):
     export.write(directory, model.config, decoder, params)
 
 
+@pytest.mark.slow
 def test_training_that_went_on_is_written_with_the_extension_it_was_trained_with(tmp_path):
   pytest.importorskip('tokenizers')
   directory, run, out = made(tmp_path / 'hf', FAMILY), tmp_path / 'run', tmp_path / 'out'

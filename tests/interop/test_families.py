@@ -12,11 +12,15 @@ from posjax import interop
 from posjax.interop import checkpoint, family
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
+# By default all rope types, and the first case of each other family; the others are slow.
 CASES = [
-  pytest.param(file.stem, n, id=f'{file.stem.removeprefix("checkpoint-")}-{n}')
+  pytest.param(
+    file.stem, n, id=f'{file.stem.removeprefix("checkpoint-")}-{n}',
+    marks=[pytest.mark.slow] * (n > 0 and file.stem != 'checkpoint-llama'),
+  )
   for file in sorted(FIXTURES.glob('checkpoint-*.json'))
   for n in range(len(json.loads(file.read_text())['cases']))
-]
+]  # fmt: skip
 CLOSE = 1e-4  # of logits up to about 10, after a few hundred sums in float32
 
 
@@ -25,7 +29,11 @@ def by_hub(config):
   config = {key: value for key, value in config.items() if key != 'transformers_version'}
   config['torch_dtype'] = config.pop('dtype', None)
   rope = config.pop('rope_parameters', None)
-  if rope:
+  if 'full_attention' in (rope or {}):
+    full, near = (rope[kind] for kind in ('full_attention', 'sliding_attention'))
+    config |= {'rope_theta': full.pop('rope_theta'), 'rope_local_base_freq': near['rope_theta']}
+    config['rope_scaling'] = None if full['rope_type'] == 'default' else full
+  elif rope:
     theta, share = rope.pop('rope_theta'), rope.pop('partial_rotary_factor', None)
     if config['model_type'] == 'gpt_neox':
       config |= {'rotary_emb_base': theta, 'rotary_pct': share}
@@ -58,9 +66,9 @@ def test_a_config_in_the_spelling_of_the_hub_reads_the_same(file, n, published, 
   assert hub.config == ours.config
 
 
-@pytest.mark.parametrize(('file', 'n'), [('checkpoint-llama', 2), ('checkpoint-mistral', 0)])
+@pytest.mark.parametrize(('file', 'n'), [('checkpoint-llama', 2), ('checkpoint-gemma2', 0)])
 def test_decoding_with_a_cache_gives_the_logits_of_cached_decoding(file, n, published, tmp_path):
-  """Where the rotation follows the length, and where keys leave a window."""
+  """Where the rotation follows the length; where keys leave a window and logits are capped."""
   case = published(file).cases[n]
   model = interop.load(write(tmp_path / 'checkpoint', case.config, case.shapes))
   length, prefill = case.input_ids.shape[1], getattr(case, 'prefill', 12)
@@ -86,3 +94,13 @@ def test_half_precision_sources_give_the_same_numbers(dtype, published, tmp_path
   model = interop.load(write(tmp_path / 'half', case.config, case.shapes, dtype=dtype))
   assert model.params['embedding_VD'].dtype == jnp.float32
   np.testing.assert_allclose(model(case.input_ids), case.logits, rtol=0, atol=CLOSE)
+
+
+def test_layers_that_predict_further_tokens_are_left_alone_and_others_are_not(published, tmp_path):
+  case = published('checkpoint-deepseek_v3').cases[0]
+  assert case.config['num_hidden_layers'] == 2 and case.config['num_nextn_predict_layers'] == 1
+  further = {'model.layers.2.eh_proj.weight': np.zeros((16, 32), np.float32)}
+  interop.load(write(tmp_path / 'a', case.config, case.shapes, **further))
+  beyond = {'model.layers.3.eh_proj.weight': np.zeros((16, 32), np.float32)}
+  with pytest.raises(ValueError, match=r'layers\.3\.eh_proj'):
+    interop.load(write(tmp_path / 'b', case.config, case.shapes, **beyond))

@@ -10,7 +10,7 @@ from e2e import train_here
 from test_refusals import CONFIG, LAYER
 
 import eval as evaluation
-from posjax import interop, loading, run
+from posjax import conversion, interop, loading, run
 from posjax.fit import __main__ as fit
 
 tokenizers = pytest.importorskip('tokenizers')
@@ -70,6 +70,24 @@ def test_what_a_checkpoint_follows_the_length_with_is_what_none_means(tmp_path):
       spectrum[length][0].frequency_F, model.spectrum(length)[0].frequency_F
     )
   assert (spectrum[64][0].frequency_F[1:] < spectrum[32][0].frequency_F[1:]).all()
+
+
+@pytest.mark.slow
+def test_an_imported_checkpoint_becomes_one_with_latent_attention(llama, tmp_path):
+  out = tmp_path / 'latent'
+  conversion.main([f'--workdir=hf:{llama}', f'--out={out}', '--rank=8', '--batches=1'])
+  ours, theirs = loading.load(out), interop.load(llama)
+  assert ours.model.latent.width == 8 and ours.tokenizer.vocabulary == 257
+  logits_BLV = ours.model.apply({'params': ours.params}, np.arange(8)[None], ours.model.spectrum())
+  assert logits_BLV.shape == theirs(np.arange(8)[None]).shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['generate', 'attention'])
+def test_an_imported_checkpoint_writes_and_shows_where_it_looks(kind, llama, tmp_path):
+  words = [f'--checkpoint=hf:{llama}', f'--workdir={tmp_path / "out"}']
+  evaluation.main([*words, f'--eval=configs/eval/{kind}.py:smoke'])
+  assert (tmp_path / 'out' / 'report.html').exists()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 from checkpoints import numbers, write
+from e2e import finish, launch
 
 from posjax import interop
 from posjax.interop import checkpoint, files
@@ -59,6 +60,23 @@ def test_shards_hold_what_one_file_does(llama):
   np.testing.assert_array_equal(
     whole['blocks']['layer_0']['mlp']['down_MD'], parts['blocks']['layer_0']['mlp']['down_MD']
   )
+
+
+@pytest.mark.slow
+def test_parameters_go_to_their_shards_on_a_mesh(llama, tmp_path):
+  """On four devices each holds a part of every matrix, and the logits stay."""
+  program = """
+import sys, numpy as np
+from posjax import interop
+model = interop.load(sys.argv[1], mesh={'fsdp': 2, 'tensor': 2})
+attention = model.params['blocks']['layer_0']['attention']
+assert attention['query_DX'].addressable_shards[0].data.shape == (2, 4, 4)
+assert model.params['embedding_VD'].addressable_shards[0].data.shape == (8, 4)
+np.save(sys.argv[2], model(np.arange(16)[None]))
+"""
+  finish(launch('-c', program, llama, tmp_path / 'logits.npy', devices=4))
+  logits_BLV = interop.load(llama)(np.arange(16)[None])
+  np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), logits_BLV, atol=1e-5)
 
 
 def test_weights_are_read_where_the_package_safetensors_wrote_them(llama):

@@ -49,6 +49,13 @@ def test_the_other_layouts_in_the_wild_are_not_ours(wrong):
   assert np.abs(waves() - wrong(POS_L, DIMS.width)).max() > 0.1
 
 
+@pytest.mark.parametrize('begin', [0, 2])
+def test_halves_are_those_of_tensor2tensor(begin):
+  exact_LD = halves_of_tensor2tensor(POS_L + begin, DIMS.width)
+  np.testing.assert_allclose(waves(halves=True, begin=begin), exact_LD, atol=ATOL)
+  assert np.abs(waves(halves=True, begin=1 - begin) - exact_LD).max() > 0.1
+
+
 def test_they_are_added_to_the_tokens(rng):
   scheme, x_LD = positions.make('sinusoidal'), np.float32(rng.normal(size=(6, 10)))
   y_LD = scheme.embed({}, scheme.spectrum(DIMS), jnp.asarray(x_LD), None, jnp.asarray(POS_L))

@@ -27,7 +27,7 @@ def write(model):
 
 def read(keys):
   D, H, length = keys.whole('n_embd'), keys.whole('n_head'), keys.whole('n_positions')
-  keys.same('n_ctx', length)
+  keys.take('n_ctx', None)  # which nobody reads
   keys.take('reorder_and_upcast_attn', None)  # where numbers are rounded
   model = {
     'vocabulary': keys.whole('vocab_size'),

@@ -11,7 +11,7 @@ MODEL_TYPE = 'gptj'
 
 def read(keys):
   D, H, length = keys.whole('n_embd'), keys.whole('n_head'), keys.whole('n_positions')
-  keys.same('n_ctx', length)
+  keys.take('n_ctx', None)  # which nobody reads
   K = usual.head_width(keys, D, H)
   keys.same('rotary', True)
   keys.same('scale_attn_weights', True)

@@ -11,6 +11,9 @@ MODEL_TYPE = 'phi3'
 def read(keys):
   model = usual.sizes(keys) | usual.gated(keys, 1e-5)
   model['window'] = keys.nullable('sliding_window', None)
+  for name in ('interpolate_factor', 'full_attn_mod'):  # of a longer form that nobody has released
+    keys.one_of(name, (1,), 1)
+  keys.one_of('lm_head_bias', (False,), False)
   K, M, layer = model['head_width'], model['mlp_width'], 'model.layers.{n}.'
   rotary = rope.read(
     keys, K, length=4096, original=4096, share=1.0, renamed={'su': 'longrope', 'yarn': 'longrope'}

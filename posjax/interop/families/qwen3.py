@@ -13,10 +13,9 @@ def write(model):
 
 
 def read(keys):
-  if 'head_dim' not in keys:  # its own, not the width over the heads
-    keys.content['head_dim'] = 128
+  usual.own_head_width(keys, 128)
   biased = keys.flag('attention_bias', False)
-  model = usual.sizes(keys) | usual.gated(keys, 1e-6, qk_norm=True)
+  model = usual.sizes(keys) | usual.gated(keys, 1e-6, qk_norm='head')
   model['biases'] = usual.biases(qkv=biased, output=biased)
   rotary = rope.read(keys, model['head_width'], length=32768)
   return Recipe(
