@@ -47,7 +47,7 @@ MAY_IMPORT = {
 }
 ABOVE = {  # anything
   'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli', 'posjax.atlas',
-  'posjax.loading', 'posjax.fit',
+  'posjax.loading', 'posjax.fit', 'posjax.conversion',
 }  # fmt: skip
 FLAX = {'posjax.attention', 'posjax.latent', 'posjax.moe', 'posjax.norm', 'posjax.decoder'}
 
