@@ -106,6 +106,7 @@ def write(workdir: Path, found: dict, rows: Sequence[dict], seconds: float) -> s
       f'Heads turned into latents, with a slice of {found["slice"]}',
       'cache (bytes per token)', 'nats per token',
     )  # fmt: skip
+    axes.xaxis.set_major_formatter('{x:,.0f}')
     ends = [rows[0]['bytes'], found['bytes']]
     axes.plot(ends, [found['before']] * 2, color=GREY, linewidth=1, label='heads, as they were')
     for n, (kind, name) in enumerate(kinds.items()):
@@ -114,7 +115,8 @@ def write(workdir: Path, found: dict, rows: Sequence[dict], seconds: float) -> s
     save(label_ends(figure, axes), workdir / 'convert.png')
   whole = {'bytes': found['bytes'], 'after': found['after']}
   whole |= dict.fromkeys(METHODS, found['before'])
-  lines = [f'| rank | cache | {" | ".join(kinds)} |', '|---' * (2 + len(kinds)) + '|']
+  names = ' | '.join([*METHODS, f'after {found["steps"]} steps'])
+  lines = [f'| rank | cache | {names} |', '|---' * (2 + len(kinds)) + '|']
   for row in [whole, *rows]:
     share = row['bytes'] / found['bytes']
     losses = ' | '.join(f'{row[kind]:.3f}' for kind in kinds)
