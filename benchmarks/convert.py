@@ -17,7 +17,7 @@ from pathlib import Path
 import eval as evaluation
 import train
 from benchmarks import measure
-from posjax import cli, cost, run
+from posjax import cli, cost, phases, run
 from posjax.config import flatten, load
 from posjax.conversion import METHODS, convert_run, latent_config
 from posjax.decoder import build
@@ -43,10 +43,11 @@ def main(words: Sequence[str]) -> None:
     raise ValueError(f'--steps={flags.steps} train nothing. Use 2 or more.')
   cli.cache_compilations()
   workdir, began = Path(flags.workdir).expanduser(), time.monotonic()
-  source = run.load_config(flags.run)
+  source = phases.last(run.load_config(flags.run))
   slice = source.model.head_width if flags.slice is None else flags.slice
   ranks = [int(rank) for rank in flags.ranks.split(',')]
-  configs = {rank: latent_config(source, rank=rank, slice=slice) for rank in ranks}  # refused now
+  # Before anything runs: one that cannot be refuses them all.
+  configs = {rank: latent_config(source, rank=rank, slice=slice) for rank in ranks}
 
   whole = cost.cache_bytes_per_token(build(source))
   before = loss_of(Path(flags.run), flags.tokens)
@@ -79,7 +80,7 @@ def loss_of(folder: Path, tokens: int) -> float:
 
 def trained_on(source: Path, folder: Path, flags) -> float:
   """The loss after a few more steps from the parameters of `source`, by its own config."""
-  config = run.load_config(source)
+  config = phases.last(run.load_config(source))
   words = flatten(config) | {
     'init_from': source,
     'eval': None,
@@ -98,29 +99,28 @@ def trained_on(source: Path, folder: Path, flags) -> float:
 def write(workdir: Path, found: dict, rows: Sequence[dict], seconds: float) -> str:
   """Draws the curves, and returns the table as Markdown."""
   kinds = {method: f'{method}, as it is' for method in METHODS} | {
-    'after': f'{BEST}, {found["steps"]} steps on'
+    'after': f'{BEST}, after {found["steps"]} steps'
   }
   with styled():
     figure, axes = frame(
       f'Heads turned into latents, with a slice of {found["slice"]}',
       'cache (bytes per token)', 'nats per token',
     )  # fmt: skip
-    axes.axhline(found['before'], color=GREY, linewidth=1)
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+    ends = [rows[0]['bytes'], found['bytes']]
+    axes.plot(ends, [found['before']] * 2, color=GREY, linewidth=1, label='heads, as they were')
     for n, (kind, name) in enumerate(kinds.items()):
       points = [row['bytes'] for row in rows], [row[kind] for row in rows]
       axes.plot(*points, label=name, **look(n))
     save(label_ends(figure, axes), workdir / 'convert.png')
-  share = lambda row: f'{row["bytes"]:,.0f} ({row["bytes"] / found["bytes"]:.0%})'
-  lines = [
-    f'| rank | cache | {" | ".join(kinds)} |',
-    '|---' * (2 + len(kinds)) + '|',
-    f'| heads | {found["bytes"]:,.0f} |{f" {found['before']:.3f} |" * len(METHODS)} '
-    f'{found["after"]:.3f} |',
-    *(
-      f'| {row["rank"]} | {share(row)} | ' + ' | '.join(f'{row[k]:.3f}' for k in kinds) + ' |'
-      for row in rows
-    ),
-  ]
+  whole = {'bytes': found['bytes'], 'after': found['after']}
+  whole |= dict.fromkeys(METHODS, found['before'])
+  names = ' | '.join([*METHODS, f'after {found["steps"]} steps'])
+  lines = [f'| rank | cache | {names} |', '|---' * (2 + len(kinds)) + '|']
+  for row in [whole, *rows]:
+    share = row['bytes'] / found['bytes']
+    losses = ' | '.join(f'{row[kind]:.3f}' for kind in kinds)
+    lines.append(f'| {row.get("rank", "heads")} | {row["bytes"]:,.0f} ({share:.0%}) | {losses} |')
   facts = f'{seconds:.0f} s in this call; {json.dumps(measure.where())}'
   text = '\n'.join([*lines, '', facts, ''])
   (workdir / 'table.md').write_text(text)

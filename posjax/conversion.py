@@ -10,12 +10,11 @@ Heads with keys and values of their own become heads that read one latent and on
 1. The slice. A rotation multiplies pair f of a head, as a complex number, by e^(i w[f] pos). So
    does any other complex number, and products commute: of all key heads' pairs at a frequency the
    slice keeps the principal component, one complex number for all heads, which each query head
-   meets with a factor of its own. TransMLA's RoRoPE (Meng et al. 2025, arXiv:2502.07864, sec. 4.2)
-   has real factors. Which pairs: the slice's own waves, every `stride`-th of a head's.
+   meets with a factor of its own. TransMLA's RoRoPE (Meng et al. 2025, arXiv:2502.07864) has real
+   factors. Which pairs: the slice's own waves, every `stride`-th of a head's.
 2. What that leaves of the keys is not turned any more. TransMLA and MHA2MLA (Ji et al. 2025,
-   arXiv:2502.14837, sec. 3.1) put 1 in the place of e^(i w[f] (j - i)). 'attended' puts its mean
-   over what each head looks at, the number nearest to it: a pair that turns often within that
-   reach fades, where 1 would be wrong.
+   arXiv:2502.14837) put 1 in the place of e^(i w[f] (j - i)). 'attended' puts its mean over what
+   each head looks at, the number nearest to it: a pair that turns often within that reach fades.
 3. What is left of the keys, and the values, side by side are one matrix [D, 2 G K]; the latent
    keeps its `rank` largest directions (joint SVD).
 
@@ -81,24 +80,38 @@ def turning(scheme: Scheme, dims: Dims, spectrum: Any) -> Turning:
   Raises ValueError unless it turns all heads alike or leaves them alone, and reads no more of them:
   tried on numbers, since a scheme does not say.
   """
-  keys = jax.random.split(jax.random.key(0), 4)
-  pos_L = jnp.asarray([0, 1, 2, 5])
-  q_LHK = jax.random.normal(keys[0], (4, dims.heads, dims.head_width))
-  k_LGK = jax.random.normal(keys[1], (4, dims.kv_heads, dims.head_width))
-  x_LD = jax.random.normal(keys[2], (4, dims.width))
-  params, rows = scheme.parameters(keys[3], dims), Rows(index_L=pos_L, pos_L=pos_L)
-  spectrum = jax.tree.map(jnp.float32, spectrum)
-  features, others = (
-    jax.tree.leaves(scheme.features(params, spectrum, x_LD, n * q_LHK, n * k_LGK, rows))
-    for n in (1, 2)
-  )
-  blind = all(map(jnp.array_equal, features, others))
-  if blind and not (scheme.replaces_logits or scheme.reads):
-    query = scheme.query(params, spectrum, q_LHK, pos_L)
-    key = scheme.key(params, spectrum, k_LGK, pos_L)
-    for one in _turnings(spectrum, dims.head_width):
-      turned = (rotate(x, one.frequency_F, pos_L, one.amplitude) for x in (q_LHK, k_LGK))
-      if all(map(_equal, turned, (query, key))):
+  pos_L = jnp.asarray([0, 1, 5, 1000, 50_000])  # near and far: some begin to act late
+  of_heads = lambda heads: (len(pos_L), heads, dims.head_width)
+  shapes = (len(pos_L), dims.width), of_heads(dims.heads), of_heads(dims.kv_heads)
+  candidates = _turnings(spectrum, dims.head_width)
+
+  @jax.jit
+  def tried(key, spectrum):
+    """Whether the features are the same for other queries and keys, and which candidates fit."""
+    keys = jax.random.split(key, 4)
+    x_LD, *both = (jax.random.normal(*pair) for pair in zip(keys[:3], shapes, strict=True))
+    rows = Rows(index_L=pos_L, pos_L=pos_L)
+    params = scheme.parameters(keys[3], dims)
+    # Learned ones that begin at 0 would hide what they do.
+    params = jax.tree.map(lambda x: x + jax.random.normal(keys[3], x.shape), params)
+    features = lambda q_LHK, k_LGK: jax.tree.leaves(
+      scheme.features(params, spectrum, x_LD, q_LHK, k_LGK, rows)
+    )
+    doubled = features(*(2 * x for x in both))
+    same = [(one == other).all() for one, other in zip(features(*both), doubled, strict=True)]
+    hooks = scheme.query, scheme.key
+    turned = [hook(params, spectrum, x, pos_L) for hook, x in zip(hooks, both, strict=True)]
+    fits = [
+      _equal(rotate(x, one.frequency_F, pos_L, one.amplitude), y)
+      for one in candidates
+      for x, y in zip(both, turned, strict=True)
+    ]
+    return same, fits
+
+  if not (scheme.replaces_logits or scheme.reads):
+    same, fits = tried(jax.random.key(0), jax.tree.map(jnp.float32, spectrum))
+    for one, *both in zip(candidates, fits[::2], fits[1::2], strict=True):
+      if all([*same, *both]):
         return one
   raise ValueError(
     f'{type(scheme).__name__} does more with queries and keys than to turn all of them alike, and '
@@ -115,13 +128,15 @@ def _turnings(spectrum: Any, head_width: int) -> list[Turning]:
   for one in spectra(spectrum):
     if one.amplitude is not None and one.frequency_F.ndim == 1 and jnp.ndim(one.amplitude) == 0:
       own_F = np.asarray(one.frequency_F)
+      if 2 * len(own_F) > head_width:
+        continue
       for frequency_F in (own_F, np.pad(own_F, (0, head_width // 2 - len(own_F)))):
         found.append(Turning(frequency_F=frequency_F, amplitude=float(one.amplitude)))
   return found
 
 
-def _equal(a, b) -> bool:
-  return a.shape == b.shape and bool(jnp.allclose(a, b, atol=1e-5))
+def _equal(a, b):
+  return jnp.allclose(a, b, atol=1e-5) if a.shape == b.shape else False
 
 
 def measure(
@@ -143,23 +158,32 @@ def measure(
     rows_B = Rows(
       index_L=jnp.arange(real_BL.shape[1]), pos_L=batch['positions'], segment_L=batch['segments']
     ).with_begin()
-    found = []
-    for layer in range(model.layers):
-      stack, repetition, n = layers.place(model, layer)
-      own = jax.tree.map(lambda x, r=repetition: x[r], layers.own(params, stack, n))
-      position = merged(layers.shared(model, params, n), own), spectrum[n]
-      vectors = [x[repetition].astype(jnp.float32) for x in stacks[stack][n]]
-      power_DD = jnp.einsum('bl,bld,ble->de', real_BL, vectors[0], vectors[0])
-      turn_HF = looked_at(model.pattern[n], position, *vectors, rows_B, real_BL, turnings[n])
-      found.append((power_DD, turn_HF))
+    found = {}
+    for stack, places in stacks.items():
+      for n, vectors_RBL in enumerate(places):
+        shared = layers.shared(model, params, n)
+
+        def one(layer, n=n, shared=shared):
+          own, vectors_BL = layer
+          position = merged(shared, own), spectrum[n]
+          x_BLD, *_ = vectors_BL = [x.astype(jnp.float32) for x in vectors_BL]
+          turn_HF = looked_at(model.pattern[n], position, *vectors_BL, rows_B, real_BL, turnings[n])
+          return jnp.einsum('bl,bld,ble->de', real_BL, x_BLD, x_BLD), turn_HF
+
+        found[stack, n] = jax.lax.map(one, (layers.own(params, stack, n), vectors_RBL))
     return found, real_BL.sum()
 
   total = None
   for batch in batches:
     found = jax.tree.map(np.asarray, sums(batch))
     total = found if total is None else jax.tree.map(np.add, total, found)
-  sums_of_layers, tokens = total
-  return [Seen(power_DD=power / tokens, turn_HF=turn / tokens) for power, turn in sums_of_layers]
+  sums_of, tokens = total
+  seen = []
+  for layer in range(model.layers):
+    stack, repetition, n = layers.place(model, layer)
+    power_DD, turn_HF = (x[repetition] / tokens for x in sums_of[stack, n])
+    seen.append(Seen(power_DD=power_DD, turn_HF=turn_HF))
+  return seen
 
 
 def looked_at(
@@ -189,14 +213,16 @@ def looked_at(
 def factor(m_DX: np.ndarray, power_DD: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
   """(down_DC, up_CX), of whose products of rank C `down up` is nearest to m on what it meets.
 
-  Least mean of |y m - y down up|^2 over y of second moments `power`. y down has second moments 1.
+  Least mean of |y m - y down up|^2 over y of second moments `power`. The singular values are shared
+  out evenly: y down has them as second moments. All on one side, training from there breaks.
   """
   value_D, vector_DD = np.linalg.eigh(power_DD)
   # Directions that the text hardly had are not taken for ones that it cannot have.
   value_D = np.maximum(value_D, 1e-6 * value_D.mean())
-  root_DD = (vector_DD * value_D**0.5) @ vector_DD.T
-  left_DC = np.linalg.svd(root_DD @ m_DX, full_matrices=False)[0][:, :rank]
-  return (vector_DD * value_D**-0.5) @ vector_DD.T @ left_DC, left_DC.conj().T @ root_DD @ m_DX
+  root_DD, inverse_DD = ((vector_DD * value_D**p) @ vector_DD.T for p in (0.5, -0.5))
+  left_DC, singular_C, right_CX = np.linalg.svd(root_DD @ m_DX, full_matrices=False)
+  root_C = singular_C[:rank] ** 0.5
+  return inverse_DD @ left_DC[:, :rank] * root_C, root_C[:, None] * right_CX[:rank]
 
 
 def convert_weights(

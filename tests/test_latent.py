@@ -39,7 +39,9 @@ def by_loops(x_LD, w, latent, frequency_F):
     cos, sin = np.cos(pos * frequency_F), np.sin(pos * frequency_F)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin])
 
-  latents = [normed(x @ w['latent_DC'], w['latent_norm']['scale_D']) for x in x_LD]
+  latents = [x @ w['latent_DC'] for x in x_LD]
+  if latent.norm:
+    latents = [normed(c, w['latent_norm']['scale_D']) for c in latents]
   slices = [turned(x @ w['slice_DR'], j) for j, x in enumerate(x_LD)]
   out_LD = []
   for i, x in enumerate(x_LD):
@@ -61,9 +63,10 @@ def by_loops(x_LD, w, latent, frequency_F):
   return np.stack(out_LD)
 
 
-def test_the_block_is_deepseeks(rng):
-  layer, D = Layer(scheme=make('rope')), 16
-  module = LatentAttention(layer=layer, latent=LATENT, heads=H, head_width=N, form='dense')
+@pytest.mark.parametrize('norm', ['rms', None])
+def test_the_block_is_deepseeks(norm, rng):
+  layer, D, latent = Layer(scheme=make('rope')), 16, dataclasses.replace(LATENT, norm=norm)
+  module = LatentAttention(layer=layer, latent=latent, heads=H, head_width=N, form='dense')
   spectrum = layer.scheme.spectrum(build_dims(D))
   x_BLD = rng.normal(size=(1, 9, D)).astype(np.float32)
   rows_B = Rows(index_L=jnp.arange(9), pos_L=jnp.arange(9)[None], contiguous=True)
@@ -73,7 +76,7 @@ def test_the_block_is_deepseeks(rng):
   (out_BLD, cache) = module.apply({'params': params}, x_BLD, position, rows_B)
   assert cache is None
   w = jax.tree.map(np.float64, params)
-  expected_LD = by_loops(np.float64(x_BLD[0]), w, LATENT, spectrum.frequency_F)
+  expected_LD = by_loops(np.float64(x_BLD[0]), w, latent, spectrum.frequency_F)
   np.testing.assert_allclose(out_BLD[0], expected_LD, atol=2e-5)
 
 
@@ -185,6 +188,7 @@ def test_a_scheme_that_needs_whole_heads_is_refused(name):
     ({'biases': ('qkv',)}, r'no biases'),
     ({'latent': {'width': 0}}, r'latent\.width = 0.*>= 1'),
     ({'latent': {'width': 8, 'decode': 'both'}}, r"decode = 'both' is unknown.*absorbed"),
+    ({'latent': {'width': 8, 'norm': 'layer'}}, r"norm = 'layer' is unknown. Use rms or None"),
   ],
 )
 def test_what_makes_no_sense_is_refused_with_a_way_out(settings, message):
