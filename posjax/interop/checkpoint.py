@@ -134,7 +134,11 @@ def complete(recipe: family.Recipe, source: Any) -> ConfigDict:
     config.model.dtype = 'float32' if source == 'float32' else 'auto'
     config.position = ConfigDict(recipe.position)
     config.layers = recipe.layers
-    config.extension = ConfigDict({'factor': 1.0, 'trained_length': None} | recipe.extension)
+    extension = recipe.extension
+    stays = lambda one: one.get('position') == {'name': 'none'} or not one.get('extended', True)
+    if all(map(stays, recipe.layers or ({},))):
+      extension = {'name': 'none'}  # there is nothing that it would change
+    config.extension = ConfigDict({'factor': 1.0, 'trained_length': None} | extension)
     config.train.length = recipe.length
   return config
 

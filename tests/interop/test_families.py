@@ -104,3 +104,12 @@ def test_layers_that_predict_further_tokens_are_left_alone_and_others_are_not(pu
   beyond = {'model.layers.3.eh_proj.weight': np.zeros((16, 32), np.float32)}
   with pytest.raises(ValueError, match=r'layers\.3\.eh_proj'):
     interop.load(write(tmp_path / 'b', case.config, case.shapes, **beyond))
+
+
+def test_an_extension_of_layers_that_know_no_positions_is_none(published, tmp_path):
+  case = published('checkpoint-smollm3').cases[0]
+  changes = {
+    'no_rope_layers': [0] * 5, 'rope_parameters': {'rope_type': 'linear', 'factor': 2.0},
+  }  # fmt: skip
+  opened = checkpoint.open_directory(write(tmp_path / 'a', case.config | changes, case.shapes))
+  assert opened.config.extension.name == 'none'

@@ -17,7 +17,7 @@ def read(keys):
   keys.one_of('attn_logit_softcapping', (None,), None)
   model['logit_cap'] = keys.take('final_logit_softcapping', None)
   layers, window = model['layers'], keys.nullable('sliding_window', 4096)
-  every = keys.whole('sliding_window_pattern', 6)
+  every = keys.whole('_sliding_window_pattern', keys.whole('sliding_window_pattern', 6))
   kinds = ['sliding_attention' if (n + 1) % every else 'full_attention' for n in range(layers)]
   own = usual.windows(keys, keys.take('layer_types', kinds), layers, window)
   keys.take('cache_implementation', None)
