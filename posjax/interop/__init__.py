@@ -103,7 +103,7 @@ class Steps:
 
 def load(path: str | Path, mesh: Mapping[str, int] | None = None) -> Model:
   """The model of a Hugging Face directory: config.json and model.safetensors, or its shards; or of
-  a file *.gguf.
+  a file *.gguf. Also by the names of programs, hf:DIR and gguf:FILE.
 
   mesh: devices along axes, {'fsdp': 8}, over which parameters are spread as they are read; None:
   a whole copy on each.
@@ -111,6 +111,8 @@ def load(path: str | Path, mesh: Mapping[str, int] | None = None) -> Model:
   Raises ValueError where that is not what is there, or not what posjax computes exactly.
   """
   kind = 'gguf' if Path(path).suffix == '.gguf' else 'hf'
+  if is_foreign(str(path)):
+    kind, _, path = str(path).partition(':')
   opened = checkpoint.OPENERS[kind](path)
   if mesh is not None:
     opened.config.mesh.update({'data': 1} | dict(mesh))

@@ -54,7 +54,7 @@ def halves():
 
 
 def test_shards_hold_what_one_file_does(llama):
-  whole = interop.load(llama).params
+  whole = interop.load(f'hf:{llama}').params
   parts = interop.load(shard(llama, halves())).params
   np.testing.assert_array_equal(whole['embedding_VD'], parts['embedding_VD'])
   np.testing.assert_array_equal(
