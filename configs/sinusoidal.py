@@ -8,5 +8,7 @@ from configs import base
 
 def get_config(variant: str = ''):
   config = base.get_config()
-  config.position = {'name': 'sinusoidal', 'theta': 10_000.0, 'amplitude': 1.0}
+  config.position = {
+    'name': 'sinusoidal', 'theta': 10_000.0, 'amplitude': 1.0, 'halves': False, 'begin': 0,
+  }  # fmt: skip
   return base.experiment(config, variant)

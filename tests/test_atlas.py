@@ -319,6 +319,7 @@ def test_the_attention_of_a_run_is_softmax_of_its_own_queries_and_keys():
   np.testing.assert_allclose(drawn.p_NHIJ[0], p_HIJ, atol=32 * EPS)
 
 
+@pytest.mark.slow
 def test_a_run_trained_with_an_extension_is_drawn_with_that_one_alone():
   """Its table of 32 rows serves 64 tokens: the page ends there, not at four times that."""
   run = fresh_run(

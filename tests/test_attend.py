@@ -553,6 +553,7 @@ def test_the_temperature_of_a_fused_form_is_not_rounded_to_bfloat16(rng, form, m
   assert abs((after * before).sum() / (before**2).sum() / 1.3 - 1) < 2**-9 / 500**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('window', 'segmented', 'causal'),
   [(None, False, True), (5, True, True), (None, False, False), (128, False, True)],

@@ -278,6 +278,7 @@ def assert_whole(directory):
   return step
 
 
+@pytest.mark.slow
 def test_four_devices_save_and_one_restores(tmp_path):
   process = writer(tmp_path, steps=1, devices=4)
   _, errors = process.communicate()
@@ -285,6 +286,7 @@ def test_four_devices_save_and_one_restores(tmp_path):
   assert_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error_and_leaves_earlier_checkpoints_whole(tmp_path):
   process = writer(tmp_path, steps=3, limit=20_000)  # bytes; the matrix takes 256 kB
   _, errors = process.communicate()

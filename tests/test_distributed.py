@@ -62,6 +62,7 @@ def launch_two(workdir, *settings, told=(flags, flags), port=None, devices=1):
   return processes
 
 
+@pytest.mark.slow
 def test_two_processes_report_the_losses_of_one_and_only_the_first_writes(six_steps, tmp_path):
   # One is told by flags, the other by variables: they must understand each other. Attention is a
   # matter of each row alone, and its definition compiles faster than its tiles.

@@ -138,7 +138,7 @@ def test_a_decoder_reads_frequencies_of_each_position(scheme):
   difference_L = np.abs(np.asarray(logits(deployed) - logits(model.spectrum()))).max((0, 2))
   assert difference_L[:TRAINED].max() < 1e-5 < 1e-3 < difference_L[TRAINED:].max()
   check_length(model, deployed, L)
-  with pytest.raises(ValueError, match=rf'made for {L} tokens, but the sequence has {L + 1}'):
+  with pytest.raises(ValueError, match=rf'numbers for {L} tokens, but the sequence has {L + 1}'):
     check_length(model, deployed, L + 1)
 
 

@@ -224,6 +224,7 @@ def test_a_run_killed_in_each_phase_ends_with_the_same_bits(straight, tmp_path):
   assert_as_straight(tmp_path / 'run', straight)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_end_of_any_phase_when_newer_checkpoints_are_lost(
   straight, tmp_path
 ):
@@ -246,6 +247,7 @@ def test_phases_of_a_run_cannot_be_moved(setting, difference, straight):
     train_here(straight, *SETTINGS, setting)
 
 
+@pytest.mark.slow
 def test_another_phase_changes_nothing_before_it(straight, tmp_path):
   """The text of a phase, and all it learns, depends on those before, not on those after."""
   rows = train_here(tmp_path / 'run', f'phases={(LONG, DROPPED | {"train": {}})}', *SETTINGS[1:])

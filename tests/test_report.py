@@ -149,6 +149,7 @@ def test_a_text_without_repeats_has_no_picture_of_them():
   assert plot_distances(make(distances=none)) is None
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_run_stand_side_by_side(tmp_path):
   report.write(tmp_path, make('lengths'), METRICS, CONFIG)
   page = report.write(tmp_path, make('extend'), METRICS, CONFIG).read_text()

@@ -133,6 +133,7 @@ def inspected(one_device, tmp_path_factory):
   return {'run': copy, **json.loads(out.splitlines()[-1])}
 
 
+@pytest.mark.slow
 def test_each_device_holds_a_part_of_every_matrix_and_of_its_optimizer_state(inspected):
   expected = {  # of 2 layers, width 32, 4 heads of 8, MLP 64, 256 ids: over fsdp and tensor
     'embedding_VD': [[256, 32], [128, 16]],
@@ -149,6 +150,7 @@ def test_each_device_holds_a_part_of_every_matrix_and_of_its_optimizer_state(ins
       assert inspected['shards'][f'{place}/{name}'] == shapes, name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_device_passes_through_eight_with_equal_values(inspected, one_device):
   (step, tree, position), (step_one, tree_one, position_one) = (
     stored(inspected['run']), stored(one_device)
@@ -181,17 +183,20 @@ def collectives(text):
 # Loops of the compiled step: over layers (depth 1), in each over tiles of queries (2) and keys (3).
 
 
+@pytest.mark.slow
 def test_copies_of_the_model_only_sum_gradients_and_never_inside_attention(inspected):
   found = collectives(inspected['compiled']['[8, 1, 1]'])
   assert {(depth, kind) for depth, kind, _ in found} == {(0, 'all-reduce'), (1, 'all-reduce')}
 
 
+@pytest.mark.slow
 def test_no_vector_crosses_devices_inside_the_loops_of_attention(inspected):
   found = collectives(inspected['compiled']['[2, 2, 2]'])
   assert [kind for depth, kind, _ in found if depth == 1].count('all-gather') >= 4  # of weights
   assert max(depth for depth, _, _ in found) == 1
 
 
+@pytest.mark.slow
 def test_another_machine_gets_the_nearest_mesh_that_fits_it(inspected):
   assert inspected['near'] == [[1, 8, 1], [2, 1, 4], [1, 4, 2]]
   one = {'data': 1, 'fsdp': 1, 'tensor': 1}

@@ -79,6 +79,7 @@ def test_a_sweep_of_recipes_and_depths_compiles_once_per_size(copy, caplog):
   assert len(results['rows']) == 6
 
 
+@pytest.mark.slow
 def test_an_evaluation_may_ask_another_task_or_the_same_with_other_settings(copy, capsys):
   own = evaluate(copy, '--eval.data.task.digits=2', '--eval.data.size=20')
   assert own['task'] == 'Passkey(symbols=64, keys=1, values=1, queries=1, digits=2, depth=None)'

@@ -54,6 +54,7 @@ def assert_as_straight(workdir, straight):
   assert rows == losses(metrics.read(straight))
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_step_and_in_a_save_ends_with_the_bits_of_one_never_stopped(
   straight, tmp_path
 ):
@@ -251,6 +252,7 @@ def test_a_dry_run_refuses_what_a_run_would():
       train.main(['--config=configs/rope.py:smoke', '--dry_run', f'--config.{setting}'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'setting',
   [
@@ -271,6 +273,7 @@ def test_the_loss_falls_on_the_real_corpus_within_thirty_steps(straight):
   assert np.mean(loss[25:30]) < loss[0] - 1.5
 
 
+@pytest.mark.slow
 def test_positions_that_count_from_the_document_train_another_model(tmp_path):
   scheme = 'configs/sinusoidal.py:smoke'
   context, document = (

@@ -46,6 +46,7 @@ def test_a_run_goes_on_from_prompts_under_every_recipe(run, capsys):
   assert 'dynamic_yarn, exact' in (run / 'report.html').read_text()
 
 
+@pytest.mark.slow
 def test_both_modes_of_a_dynamic_extension_are_written(run):
   results = evaluate(run, '--eval.prompts=("A long prompt of 30 bytes here",)', '--eval.new=6')
   assert [one['recipe'] for one in results['texts']] == list(results['recipes'])

@@ -26,7 +26,7 @@ class ALiBi(Scheme):
 
   steepness: float = 8.0
   scale: float = 1.0
-  rounded: bool = False
+  rounded: bool = dataclasses.field(default=False, metadata={'from': 257})  # tokens
 
   def __post_init__(self):
     if not self.scale > 0:

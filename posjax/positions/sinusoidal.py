@@ -28,7 +28,7 @@ class Sinusoidal(Scheme):
   theta: float = 10_000.0
   amplitude: float = 1.0
   halves: bool = False
-  begin: int = 0
+  begin: int = dataclasses.field(default=0, metadata={'other': 2})
 
   relative = False
 

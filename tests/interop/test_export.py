@@ -101,6 +101,7 @@ def test_positions_that_no_config_stretches_are_refused(published, tmp_path):
     exported(directory, tmp_path / 'out', extension={'name': 'linear', 'factor': 2.0})
 
 
+@pytest.mark.slow
 def test_a_run_of_our_own_is_written_as_the_family_that_has_it(six_steps, tmp_path, capsys):
   """Embeddings take up their scale, bytes become a tokenizer.json; the logits stay."""
   pytest.importorskip('tokenizers')

@@ -115,6 +115,7 @@ def test_a_checkpoint_without_a_tokenizer_reads_no_text(tmp_path):
     loading.load(tmp_path / 'out', f'hf:{tmp_path / "bare"}')
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_imported_checkpoint(tmp_path):
   """Without a step its parameters are the checkpoint's; its model, spectrum and tokenizer too."""
   directory, workdir = made(tmp_path / 'yarn', YARN), tmp_path / 'run'
@@ -133,6 +134,7 @@ def test_training_goes_on_from_an_imported_checkpoint(tmp_path):
   assert again[-1]['step'] == 4
 
 
+@pytest.mark.slow
 def test_an_extension_of_the_config_takes_the_place_of_the_checkpoints(tmp_path):
   directory, workdir = made(tmp_path / 'yarn', YARN), tmp_path / 'run'
   train_here(

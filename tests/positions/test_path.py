@@ -258,6 +258,7 @@ def test_with_forget_gates_it_is_path_fox(rng, order):
     assert np.abs(p_HIJ - softmax(wrong_HIJ, seen)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_decoding_turns_every_cached_key_by_each_new_token(rng):
   """As the docstring says: k[n] -= beta (w . k[n]) w, then one product with the new query."""
   scheme, L = positions.make('path'), 30

@@ -66,6 +66,7 @@ def test_attention_is_that_of_bloom_and_mpt_padded_on_the_left_or_not(
     assert same(p_HIJ, case)
 
 
+@pytest.mark.slow
 def test_columns_give_the_attention_of_bloom(published, dims, softmax):
   scheme = positions.make('alibi')
   for case in of(published, 'bloom', 'mpt'):

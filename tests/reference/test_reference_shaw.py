@@ -29,7 +29,7 @@ def rows_of(scheme, params, case):
   return dataclasses.replace(query, features_L=features), key
 
 
-@pytest.mark.parametrize('form', [dense, tiled])
+@pytest.mark.parametrize('form', [dense, pytest.param(tiled, marks=pytest.mark.slow)])
 def test_attention_is_that_of_tensor2tensor(published, form):
   """Queries may be fewer than keys; distances may be shorter than the clipping distance."""
   for case in published('shaw-tensor2tensor').cases:
