@@ -68,6 +68,7 @@ def test_biases_add_up_and_content_is_turned(rng):
   np.testing.assert_array_equal(scheme.query(params, spectrum, q_LHK, jnp.arange(L)), turned)
 
 
+@pytest.mark.slow
 def test_logits_computed_anew_are_those_of_queries_as_other_parts_leave_them(rng):
   """The temperature of a query multiplies its logits once, wherever its part stands."""
   x_LD, q_LHK, k_LGK = (

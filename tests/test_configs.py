@@ -39,7 +39,14 @@ def source_of(name, request) -> list[str]:
 REPORTED = ('xl', 'irope', 'randomized', 'phases', 'extend_yarn', 'copy')
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
+# By default those that are more than a scheme, and a scheme for each way to act: the contract holds
+# every scheme as it is. The slow tests train the others.
+ALIKE = set(positions.names()) - {'none', 'learned', 'rope', 't5', 'xl', 'cope'}
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in EXPERIMENTS]
+)
 def test_every_config_trains(name, request, tmp_path, capsys):
   """And is evaluated and reported, at one length, where it is the first of its kind.
 

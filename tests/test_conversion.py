@@ -113,6 +113,7 @@ def test_key_heads_that_are_complex_multiples_of_each_other_share_a_slice_exactl
   assert errors(model, params, batch_of(rng), (D, K))[0] < 1e-5
 
 
+@pytest.mark.slow
 def test_waves_are_averaged_over_what_heads_look_at(rng):
   """By loops: e^(i w (pos[j] - pos[i])) over the keys of the same document, by their weight."""
   model, params = build(Layer(scheme=make('rope')), kv_heads=2, layers=2)

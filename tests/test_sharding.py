@@ -203,6 +203,7 @@ def test_another_machine_gets_the_nearest_mesh_that_fits_it(inspected):
   assert sharding.nearest_mesh({'data': 4, 'fsdp': -1, 'tensor': 8}).shape == one
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_any_number_of_devices(inspected, eight_devices, one_device):
   once = '--eval=configs/eval/base.py:smoke'
   for workdir in (one_device, eight_devices / 'all'):

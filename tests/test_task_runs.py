@@ -94,6 +94,7 @@ def test_an_evaluation_may_ask_another_task_or_the_same_with_other_settings(copy
   assert 'Evaluation: text' in page and 'Evaluation: passkey' in page
 
 
+@pytest.mark.slow
 def test_a_model_of_text_can_be_asked_too(six_steps, tmp_path):
   run = shutil.copytree(six_steps, tmp_path / 'run')
   results = evaluate(run, '--eval.data.name=task:passkey', DEPTHS)

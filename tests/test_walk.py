@@ -166,6 +166,7 @@ def test_walking_and_reading_in_tiles_is_the_definition_in_values_and_all_gradie
   assert all(float(jnp.abs(g).max()) > 1e-3 for g in jax.tree.leaves(theirs))
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_are_walked_one_by_one(rng, tolerance):
   """Documents begin elsewhere in each; sinks make tiles visit all that may hold one."""
   vectors, (a_LH, f_LF), temperature, numbers = drawn(rng, 13, 13, 0, H=2, G=1)
