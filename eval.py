@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 from posjax import cli, data, metrics, run, sampling, sharding
 from posjax.config import load
-from posjax.decoder import Decoder, as_trained, check_length, label
+from posjax.decoder import Decoder, check_length
 from posjax.evaluation import attention, evaluate, generation, tasks
+from posjax.experiment import as_trained, label
 from posjax.extension import extend
 from posjax.fit import resolve
 from posjax.loading import Loaded

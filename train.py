@@ -28,14 +28,8 @@ from eval import evaluate_run
 from posjax import cli, cost, data, interop, loading, phases, sampling, sharding
 from posjax.checkpoint import Checkpoints
 from posjax.config import difference, flatten, load
-from posjax.decoder import (
-  Decoder,
-  as_trained,
-  build,
-  check_length,
-  describe_attention,
-  trained_length,
-)
+from posjax.decoder import Decoder, check_length, describe_attention
+from posjax.experiment import as_trained, build, trained_length
 from posjax.extension import Spectrum
 from posjax.meter import Meter, finite
 from posjax.metrics import Metrics
@@ -187,9 +181,6 @@ def prepare(config: ConfigDict, begin: int = 0) -> Job:
   optimizer = make_optimizer(config.train, begin)
   shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
   places, whole = sharding.place(shapes, mesh), sharding.replicated(mesh)
-  like = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-  )
   step = jax.jit(
     make_step(
       model,
@@ -208,7 +199,7 @@ def prepare(config: ConfigDict, begin: int = 0) -> Job:
     begin=begin,
     model=model,
     spectrum=spectrum,
-    like=like,
+    like=sharding.like(shapes, mesh),
     step=step,
     place=place,
   )

@@ -28,8 +28,9 @@ import train
 from benchmarks import compare, measure
 from posjax import cli, cost, loading
 from posjax.config import load
-from posjax.decoder import build, init_params
+from posjax.decoder import init_params
 from posjax.decoding import Decoding
+from posjax.experiment import build
 from posjax.report.tables import markdown_table
 
 BUDGET = 'configs/quickstart.py'

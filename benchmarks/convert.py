@@ -19,8 +19,9 @@ import train
 from benchmarks import measure
 from posjax import cli, cost, phases, run
 from posjax.config import flatten, load
-from posjax.conversion import METHODS, convert_run, latent_config
-from posjax.decoder import build
+from posjax.conversion import METHODS, latent_config
+from posjax.conversion.runs import convert_run
+from posjax.experiment import build
 from posjax.report.drawing import GREY, frame, label_ends, look, save, styled
 
 BEST = METHODS[-1]

@@ -6,12 +6,14 @@ Routing is random and equal in expectation; a router and its top-k belong to all
 """
 
 import argparse
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
-from posjax.decoder import GatedMLP, gated
+from posjax.activation import gate
+from posjax.mlp import GatedMLP
 from posjax.moe import FORMS, Experts, Routing
 
 # Tokens, model width, experts, chosen, width of each, and what is timed
@@ -30,10 +32,10 @@ def main():
   print(measure.where())
   results = {}
   for N, D, E, C, M, what in SHAPES:
-    modules = {'mlp': GatedMLP(C * M, output_scale=1.0)}
+    modules = {'mlp': GatedMLP(C * M, output_scale=1.0, activation='silu')}
     for form in FORMS:
       routing = Routing(count=E, chosen=C, width=M, form=form)
-      modules[form] = Experts(routing, activate=gated, output_scale=1.0)
+      modules[form] = Experts(routing, activate=functools.partial(gate, 'silu'), output_scale=1.0)
     x_BLD = jax.random.normal(jax.random.key(0), (1, N, D))
     runs = {name: run(module, x_BLD, what) for name, module in modules.items()}
     seconds = measure.alternate(runs, rounds=flags.rounds)

@@ -23,7 +23,7 @@ from posjax.positions import Scheme
 class Layer:
   """How one layer knows positions, which keys its queries see, and what it does with the rest.
 
-  mlp: of posjax/decoder.py; None: the model's.
+  mlp: of posjax/mlp.py; None: the model's.
   cap: logits are cap tanh(logit / cap), after the scheme and before the mask (Gemma 2). None: as
     they are.
   extended: whether a context extension changes the scheme's spectrum here, too.

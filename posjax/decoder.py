@@ -1,197 +1,32 @@
 """The decoder language model: embedding, blocks, head.
 
-Letters: B batch, L tokens, D model width, M MLP width, V vocabulary.
+Letters: B batch, L tokens, D model width, V vocabulary.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
-from posjax import composition, sampling
-from posjax.activation import ACTIVATIONS, activate, gate
-from posjax.attend import FORMS, Choice, Mask, Rows
-from posjax.attention import Attention, Layer, choose_form
-from posjax.extension import Spectrum, each, extend, spectra
-from posjax.latent import Latent, LatentAttention, decoupled
+from posjax.activation import ACTIVATIONS
+from posjax.attend import FORMS, Choice, Rows
+from posjax.attention import Layer, choose_form
+from posjax.block import NORM_AT, REMAT, RESIDUALS, Period, learned
+from posjax.extension import Spectrum, each, spectra
+from posjax.latent import Latent, decoupled
 from posjax.linear import affine
-from posjax.moe import Experts, Routing
+from posjax.mlp import MLPS
+from posjax.moe import Routing
 from posjax.norm import NORMS, make_norm
-from posjax.positions import Dims, Scheme, merged
+from posjax.positions import Dims, Scheme
 
 DTYPES = ('auto', 'float32', 'bfloat16', 'float16')
-REMAT = {
-  'none': None,
-  'block': lambda block: nn.remat(block, prevent_cse=False),
-  'dots': lambda block: nn.remat(
-    block,
-    prevent_cse=False,
-    policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  ),
-}
-
-
-class GatedMLP(nn.Module):
-  """(f(x gate) * (x up)) down; SwiGLU where f is silu (Shazeer 2020, arXiv:2002.05202)."""
-
-  width: int
-  output_scale: float
-  activation: str
-  biased: bool = False
-
-  @nn.compact
-  def __call__(self, x_BLD):
-    D, M = x_BLD.shape[-1], self.width
-    bias = lambda name, size: self.param(name, ZEROS, (size,)) if self.biased else None
-    gate_DM = self.param('gate_DM', nn.initializers.normal(D**-0.5), (D, M))
-    up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
-    down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    gate_BLM = affine(x_BLD, gate_DM, bias('gate_bias_M', M))
-    up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
-    return affine(gate(self.activation, gate_BLM, up_BLM), down_MD, bias('down_bias_D', D))
-
-
-class PlainMLP(nn.Module):
-  """f(x up) down."""
-
-  width: int
-  output_scale: float
-  activation: str
-  biased: bool = False
-
-  @nn.compact
-  def __call__(self, x_BLD):
-    D, M = x_BLD.shape[-1], self.width
-    bias = lambda name, size: self.param(name, ZEROS, (size,)) if self.biased else None
-    up_DM = self.param('up_DM', nn.initializers.normal(D**-0.5), (D, M))
-    down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
-    up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
-    return affine(activate(self.activation, up_BLM), down_MD, bias('down_bias_D', D))
-
-
-class MixedMLP(nn.Module):
-  """The sum of shared experts, which are one gated MLP, and of the routed ones (posjax/moe.py)."""
-
-  routing: Routing
-  output_scale: float
-  activation: str
-  mesh: Mesh | None
-
-  @nn.compact
-  def __call__(self, x_BLD, real_BL=None):
-    r, scale, activate = self.routing, self.output_scale, functools.partial(gate, self.activation)
-    experts = Experts(r, activate=activate, output_scale=scale, mesh=self.mesh, name='experts')
-    out_BLD = experts(x_BLD, real_BL)
-    if r.shared:
-      shared = GatedMLP(r.shared * r.width, scale, self.activation, name='shared')
-      out_BLD += shared(x_BLD)
-    return out_BLD
-
-
-ZEROS = nn.initializers.zeros
-MLPS = {'gated': GatedMLP, 'plain': PlainMLP, 'experts': MixedMLP}
-USUAL = {'gated': 'silu', 'plain': 'gelu_tanh', 'experts': 'silu'}  # activation of each
 BIASES = ('qkv', 'output', 'mlp', 'head')
-RESIDUALS = ('sequential', 'parallel', 'parallel_shared')
-# Where a block normalises: what goes into its two parts, what comes out of them, the sums.
-NORM_AT = {'input': ('input',), 'output': ('output',), 'both': ('input', 'output'), 'sum': ('sum',)}
-
-
-class Block(nn.Module):
-  """Adds attention and MLP to the residual stream.
-
-    sequential       x += attention(norm(x));  x += mlp(norm(x))
-    parallel         x += attention(norm(x)) + mlp(norm'(x))    (Wang & Komatsuzaki 2021, GPT-J)
-    parallel_shared  the same with one norm for both
-
-  Norms are at the input of each part, pre-norm (Xiong et al. 2020, arXiv:2002.04745), or elsewhere
-  as NORM_AT has it: x += norm(part(x)), x += norm'(part(norm(x))), x = norm(x + part(x)).
-  """
-
-  model: 'Decoder'
-  layer: Layer
-
-  @nn.compact
-  def __call__(self, x_BLD, position, rows_B, cache=None):
-    """(x_BLD, cache): without a cache of the tokens before these, None."""
-    m = self.model
-
-    def norm(part: str, place: str = 'input'):
-      if place not in NORM_AT[m.norm_at]:
-        return lambda y_BLD: y_BLD
-      name = f'{part}_norm' if place == 'input' else f'{part}_{place}_norm'
-      return make_norm(m.norm, m.norm_epsilon, name)
-
-    params, spectrum = position
-    params = merged(params, learned(self, self.layer.scheme.init_layer, m.dims))
-    # Each block adds to the residual stream; 1/sqrt(2 N) keeps its variance (GPT-2, sec. 2.3).
-    output_scale = (2 * m.layers) ** -0.5
-    attention = make_attention(m, self.layer, output_scale)
-    attention_norm, past_BLD = norm('attention'), None
-    if self.layer.segment is not None and cache is None:
-      past_BLD = attention_norm(jax.lax.stop_gradient(x_BLD))
-    y_BLD = attention_norm(x_BLD)
-    out_BLD, cache = attention(y_BLD, (params, spectrum), rows_B, past_BLD, cache)
-    out_BLD = norm('attention', 'output')(out_BLD)
-    mlp = make_mlp(m, self.layer, output_scale, rows_B)
-    if m.residual == 'sequential':
-      x_BLD = norm('attention', 'sum')(x_BLD + out_BLD)
-      out_BLD = mlp(norm('mlp')(x_BLD))
-      return norm('mlp', 'sum')(x_BLD + norm('mlp', 'output')(out_BLD)), cache
-    if m.residual == 'parallel':
-      y_BLD = norm('mlp')(x_BLD)
-    return x_BLD + out_BLD + norm('mlp', 'output')(mlp(y_BLD)), cache
-
-
-def make_attention(model: 'Decoder', layer: Layer, output_scale: float) -> nn.Module:
-  """What a block has first: heads with keys and values of their own, or one latent for all."""
-  alike = {
-    'layer': layer,
-    'heads': model.heads,
-    'head_width': model.head_width,
-    'norm_epsilon': model.norm_epsilon,
-    'form': model.attention,
-    'output_scale': output_scale,
-    'name': 'attention',
-  }
-  if model.latent is not None:
-    return LatentAttention(latent=model.latent, **alike)
-  return Attention(
-    kv_heads=model.kv_heads, qk_norm=model.qk_norm, biases=model.biases, **alike
-  )
-
-
-def make_mlp(model: 'Decoder', layer: Layer, output_scale: float, rows_B: Rows) -> Callable:
-  """What a block has beside attention, of its layer's kind."""
-  kind = layer.mlp or model.mlp
-  activation = model.activation or USUAL[kind]
-  if kind != 'experts':
-    biased = 'mlp' in model.biases
-    return MLPS[kind](model.mlp_width, output_scale, activation, biased, name='mlp')
-  real_BL = None if rows_B.segment_L is None else rows_B.segment_L > 0
-  experts = MixedMLP(model.experts, output_scale, activation, model.mesh, name='mlp')
-  return functools.partial(experts, real_BL=real_BL)
-
-
-class Period(nn.Module):
-  """One block after the other, for patterns of several layers; `positions`: one for each."""
-
-  model: 'Decoder'
-  pattern: tuple[Layer, ...]
-
-  @nn.compact
-  def __call__(self, x_BLD, positions, rows_B):
-    block = REMAT[self.model.remat](Block) if REMAT[self.model.remat] else Block
-    for n, (layer, position) in enumerate(zip(self.pattern, positions, strict=True)):
-      x_BLD, _ = block(self.model, layer, name=f'layer_{n}')(x_BLD, position, rows_B)
-    return x_BLD, None
 
 
 class Decoder(nn.Module):
@@ -342,7 +177,9 @@ class Decoder(nn.Module):
     self.embedding_VD = self.param('embedding_VD', nn.initializers.normal(D**-0.5), (V, D))
     if not self.tied:
       self.head_DV = self.param('head_DV', nn.initializers.normal(D**-0.5), (D, V))
-    self.head_bias_V = self.param('head_bias_V', ZEROS, (V,)) if 'head' in self.biases else None
+    self.head_bias_V = None
+    if 'head' in self.biases:
+      self.head_bias_V = self.param('head_bias_V', nn.initializers.zeros, (V,))
     norm = functools.partial(make_norm, self.norm, self.norm_epsilon)
     self.input_norm = norm() if self.embedding_norm else lambda x_BLD: x_BLD
     names = ['position', *(f'position_{n}' for n in range(1, len(self.schemes)))]
@@ -454,79 +291,6 @@ def init_params(model: Decoder, key: jax.Array):
   """
   tokens_BL, spectrum = jnp.zeros((1, 1), jnp.int32), jax.tree.map(jnp.float32, model.spectrum())
   return model.clone(attention='dense').init(key, tokens_BL, spectrum)['params']
-
-
-def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
-  """The model of an experiment (configs/base.py, complete: with a vocabulary).
-
-  Its tables have the length that its weights were first trained at, also where training goes on at
-  another one. mesh: of the devices that it runs on, which experts must know.
-
-  Raises ValueError for an unknown scheme, hyperparameter or value.
-  """
-  settings = dict(config.model)
-  mask = {key: settings.pop(key) for key in ('window', 'sinks', 'chunk')}
-  cut = {key: settings.pop(key) for key in ('segment', 'memory')}
-  alike = {
-    'position': config.position, 'extended': True, 'mlp': settings['mlp'],
-    'cap': settings.pop('attention_cap'), **mask, **cut,
-  }  # fmt: skip
-  settings['experts'] = Routing(**settings['experts'])
-  latent = settings.pop('latent')
-  settings['latent'] = None if latent.width is None else Latent(**latent)
-  pattern = tuple(make_layer(alike, one) for one in config.layers or ({},))
-  return Decoder(
-    pattern=pattern,
-    length=trained_length(config),
-    mesh=mesh if any(layer.mlp == 'experts' for layer in pattern) else None,
-    **settings,
-  )
-
-
-def trained_length(config: ConfigDict) -> int:
-  """Tokens that the weights were first trained at; of sampled positions, the range."""
-  if config.extension.trained_length is not None:
-    return config.extension.trained_length
-  return sampling.make(**config.sampling).reach(config.train.length)
-
-
-def label(config: ConfigDict) -> str:
-  """What a reader calls an experiment's schemes; those of a pattern's layers with slashes."""
-  layers = config.layers or ({},)
-  names = [composition.label(layer.get('position', config.position)) for layer in layers]
-  return ' / '.join(dict.fromkeys(names))
-
-
-def make_layer(alike: dict, own: dict) -> Layer:
-  """A layer of a config's pattern: what it sets itself, and for the rest what all layers have.
-
-  Raises ValueError for an unknown key.
-  """
-  own = dict(own)
-  for key in own.keys() - alike.keys():
-    raise ValueError(f"A layer has no '{key}'. It takes: {', '.join(alike)}.")
-  settings = alike | own
-  scheme = composition.make(settings.pop('position'))
-  mask = Mask(**{key: settings.pop(key) for key in ('window', 'sinks', 'chunk')})
-  return Layer(scheme=scheme, mask=mask, **settings)
-
-
-def as_trained(
-  model: Decoder, config: ConfigDict, length: int | None = None
-) -> tuple[Spectrum, ...]:
-  """The spectra the run trains with: the schemes' own, after the config's extension.
-
-  length: tokens of a text, where the extension follows it; None: those of a training row, or of the
-    range that its positions are drawn from.
-  """
-  reach = sampling.make(**config.sampling).reach(config.train.length)
-  return extend(model.spectrum(), **{'length': length or reach} | dict(config.extension))
-
-
-def learned(module: nn.Module, init: Callable, dims: Dims, name: str = 'position'):
-  """What a scheme's `init` or `init_layer` makes, as a parameter of `module` if it is anything."""
-  shapes = jax.eval_shape(lambda key: init(key, dims), jax.random.key(0))
-  return module.param(name, init, dims) if jax.tree.leaves(shapes) else {}
 
 
 def describe_attention(model: Decoder, spectrum, length: int, *, packed: bool) -> list[Choice]:

@@ -23,8 +23,9 @@ import numpy as np
 
 from posjax import layers
 from posjax.attend import Rows
+from posjax.block import Block
 from posjax.cache import NOBODY, Blank, LayerCache
-from posjax.decoder import Block, Decoder, check_length
+from posjax.decoder import Decoder, check_length
 
 
 @functools.partial(
@@ -153,7 +154,8 @@ class Decoding:
         raise ValueError(f'Decoding with {name} = {value} has nothing to do. Use {name} >= 1.')
     self.model, self.size, self.chunk, self.turned = model, size, min(chunk, size), turned
     self.weights = unstacked(model, params)
-    self._read = jax.jit(functools.partial(_newest, model), donate_argnums=2)
+    self._newest = jax.jit(functools.partial(_newest, model), donate_argnums=2)
+    self._each = jax.jit(functools.partial(_each, model), donate_argnums=2)
     self._make = jax.jit(
       functools.partial(empty, model, batch=batch, size=size, turned=turned)
     )
@@ -169,6 +171,15 @@ class Decoding:
     self.cache = self._make(self.weights, self._last)
     self.lengths = np.zeros_like(self.lengths)
 
+  def __call__(self, tokens_BS) -> jax.Array:
+    """logits_BSV of S more tokens for each row, which are read at once. Compiles for each S.
+
+    Raises ValueError as `read` does.
+    """
+    tokens_BS = np.asarray(tokens_BS, np.int32)
+    self._check(tokens_BS)
+    return self._advance(self._each, tokens_BS, np.full(len(tokens_BS), tokens_BS.shape[1]))
+
   def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
     """logits_BV after each row's newest token, which follow what it holds.
 
@@ -180,18 +191,13 @@ class Decoding:
     counts = np.array([len(row) for row in rows])
     if counts.max() == 1:
       return self.step(np.concatenate(rows))
-    if len(set(self.lengths)) > 1:
-      raise ValueError(
-        f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '
-        'Use `step`, or rows of the same length.'
-      )
     logits_BV = None
     for at in range(0, counts.max(), self.chunk):
       count_B = np.clip(counts - at, 0, self.chunk)
       tokens_BS = np.zeros((len(rows), self.chunk), np.int32)
       for n, row in enumerate(rows):
         tokens_BS[n, : count_B[n]] = row[at : at + self.chunk]
-      new_BV = self._advance(tokens_BS, count_B)
+      new_BV = self._advance(self._newest, tokens_BS, count_B)
       logits_BV = new_BV if at == 0 else jnp.where(count_B[:, None] > 0, new_BV, logits_BV)
     return logits_BV
 
@@ -203,16 +209,16 @@ class Decoding:
     tokens_B = np.asarray(tokens_B, np.int32)
     reads_B = np.ones(len(tokens_B), bool) if reads_B is None else np.asarray(reads_B)
     self._check(tokens_B[:, None], reads_B)
-    return self._advance(tokens_B[:, None], reads_B.astype(np.int64))
+    return self._advance(self._newest, tokens_B[:, None], reads_B.astype(np.int64))
 
-  def _advance(self, tokens_BS, count_B):
+  def _advance(self, program, tokens_BS, count_B):
     self.lengths = self.lengths + count_B
     if not self.turned:
       self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
-    logits_BV, self.cache = self._read(
+    logits, self.cache = program(
       self.weights, self._last, self.cache, jnp.asarray(tokens_BS), jnp.asarray(count_B, jnp.int32)
     )
-    return logits_BV
+    return logits
 
   def _check(self, rows, reads_B=True):
     if len(rows) != len(self.lengths):
@@ -222,6 +228,11 @@ class Decoding:
       )
     if not all(len(row) for row in rows):
       raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
+    if len(set(self.lengths)) > 1 and any(len(row) > 1 for row in rows):
+      raise ValueError(
+        f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '
+        'Use `step`, or rows of the same length.'
+      )
     least, largest = min(row.min() for row in rows), max(row.max() for row in rows)
     if least < 0 or largest >= self.model.vocabulary:
       wrong = least if least < 0 else largest
@@ -247,3 +258,9 @@ def _newest(model: Decoder, weights, spectrum, cache: Cache, tokens_BS, count_B)
   last_B11 = jnp.maximum(count_B - 1, 0)[:, None, None]
   hidden_B1D = jnp.take_along_axis(hidden_BSD, last_B11, axis=1)
   return model.apply({'params': weights['ends']}, hidden_B1D[:, 0], method='logits'), cache
+
+
+def _each(model: Decoder, weights, spectrum, cache: Cache, tokens_BS, count_B):
+  """(logits_BSV after every token, cache)."""
+  hidden_BSD, cache = advance(model, weights, spectrum, cache, tokens_BS, count_B)
+  return model.apply({'params': weights['ends']}, hidden_BSD, method='logits'), cache

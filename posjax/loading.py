@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from posjax import data, interop, phases, run, sharding
 from posjax.checkpoint import Checkpoints
-from posjax.decoder import Decoder, build, init_params
+from posjax.decoder import Decoder, init_params
+from posjax.experiment import build
 
 SOURCE = 'source.json'  # in a run that began with a checkpoint of another library
 
@@ -66,14 +67,9 @@ def load(
   mesh = sharding.nearest_mesh(config.mesh)
   model = build(config, mesh)
   shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-  like = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    sharding.place(shapes, mesh),
-  )
   source = workdir / SOURCE
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
-    params = checkpoints.restore_params(like)
+    params = checkpoints.restore_params(sharding.like(shapes, mesh))
   return Loaded(
     workdir=workdir,
     experiment=experiment,
@@ -88,18 +84,14 @@ def load(
 
 def load_foreign(name: str, mesh: Mapping[str, int] | None = None) -> Loaded:
   opened = interop.open_named(name)
-  config = opened.config
-  if mesh is not None:
-    config.mesh.update({'data': 1} | dict(mesh))
-  mesh = sharding.nearest_mesh(config.mesh)
-  model = build(config, mesh)
+  model, params, devices = interop.build_on(opened, mesh)
   return Loaded(
     workdir=Path(name.partition(':')[2]),
-    experiment=config,
-    config=config,
+    experiment=opened.config,
+    config=opened.config,
     model=model,
-    params=interop.read_params(opened, model, mesh),
-    mesh=mesh,
+    params=params,
+    mesh=devices,
     tokenizer=opened.tokenizer,
     source=opened.source,
   )

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from posjax.config import nearest
-from posjax.decoder import trained_length
+from posjax.experiment import trained_length
 
 SECTIONS = ('train', 'position', 'layers', 'sampling', 'extension')  # that a phase may set
 

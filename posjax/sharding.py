@@ -130,6 +130,13 @@ def place(tree: Any, mesh: Mesh, rules=RULES) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def like(shapes: Any, mesh: Mesh) -> Any:
+  """`shapes`, each with its place, as Orbax restores and `jit` lowers them. Raises ValueError as
+  `place` does."""
+  one = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  return jax.tree.map(one, shapes, place(shapes, mesh))
+
+
 def of_batch(mesh: Mesh, rows: int) -> NamedSharding:
   """Rows spread over the data and fsdp axes, sequences whole.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from posjax import moe, sampling
+from posjax import balancing, sampling
 from posjax.decoder import Decoder, init_params
 from posjax.loss import counted, real, token_losses_and_loads
 
@@ -116,7 +116,7 @@ def make_step(
   seed and the step.
 
   metrics: loss (nats per token, without the other parts), gradient_norm (before clipping), and with
-  experts their loads (`moe.statistics`).
+  experts their loads (`balancing.statistics`).
   """
 
   def sums(params, spectrum, batch, share):
@@ -130,7 +130,7 @@ def make_step(
     )
     nats = loss_BL.sum()
     total = nats + train.z_loss * jnp.square(log_z_BL).sum()
-    for _, _, imbalance_X in moe.layers(loads):
+    for _, _, imbalance_X in balancing.layers(loads):
       total += train.balance_loss * share * imbalance_X.sum()
     return total, (nats, loads)
 
@@ -161,11 +161,11 @@ def make_step(
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     new = State(
-      params=moe.balance(params, loads, train.balance_rate),
+      params=balancing.balance(params, loads, train.balance_rate),
       optimizer=optimizer_state,
       step=state.step + 1,
     )
     measured = {'loss': nats / count, 'gradient_norm': optax.tree.norm(grads)}
-    return new, measured | moe.statistics(loads, tokens)
+    return new, measured | balancing.statistics(loads, tokens)
 
   return step

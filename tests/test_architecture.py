@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import pathlib
 
 import pytest
@@ -35,14 +36,18 @@ MAY_IMPORT = {
   'posjax.remapping': 'around attend composition extension positions',
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'around attend attention linear norm',
-  'posjax.moe': 'activation linear norm',
-  'posjax.decoder': 'activation attend attention composition extension latent linear moe '
-  'norm positions sampling',
+  'posjax.balancing': '',
+  'posjax.moe': 'balancing',
+  'posjax.mlp': 'activation linear moe',
+  'posjax.block': 'attend attention latent mlp norm positions',
+  'posjax.decoder': 'activation attend attention block extension latent linear mlp moe norm '
+  'positions',
+  'posjax.experiment': 'attend attention composition decoder extension latent moe sampling',
   'posjax.cache': 'attend attention positions',
   'posjax.layers': 'decoder',
-  'posjax.decoding': 'attend cache decoder layers',
+  'posjax.decoding': 'attend block cache decoder layers',
   'posjax.generation': 'decoding',
-  'posjax.phases': 'config decoder',
+  'posjax.phases': 'config experiment',
   'posjax.loss': 'decoder extension',
   'posjax.cost': 'attention decoder decoding',
   'posjax.meter': 'cost decoder training',
@@ -51,7 +56,10 @@ ABOVE = {  # anything
   'posjax.training', 'posjax.evaluation', 'posjax.interop', 'posjax.cli', 'posjax.atlas',
   'posjax.loading', 'posjax.fit', 'posjax.conversion',
 }  # fmt: skip
-FLAX = {'posjax.attention', 'posjax.latent', 'posjax.moe', 'posjax.norm', 'posjax.decoder'}
+FLAX = {
+  'posjax.attention', 'posjax.block', 'posjax.decoder', 'posjax.latent', 'posjax.mlp', 'posjax.moe',
+  'posjax.norm',
+}  # fmt: skip
 
 
 def files(room):
@@ -145,3 +153,8 @@ def test_no_file_but_its_own_names_a_scheme(file):
     assert named not in schemes, f'{file}:{node.lineno} names the scheme {named}'
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
       assert node.value not in words, f"{file}:{node.lineno} names the scheme '{node.value}'"
+
+
+@pytest.mark.parametrize('file', files('benchmarks'), ids=module_of)
+def test_a_benchmark_finds_what_it_imports(file):
+  importlib.import_module(module_of(file))

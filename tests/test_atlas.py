@@ -18,7 +18,7 @@ from posjax.atlas.portrait import PLAIN, portray, recipes_of
 from posjax.attend import Mask, Rows, Tile
 from posjax.attention import Layer, encoded, position_and_attend
 from posjax.config import load
-from posjax.decoder import build
+from posjax.experiment import build
 from posjax.positions import Dims
 
 EPS = float(np.finfo(np.float32).eps)

@@ -12,7 +12,7 @@ from e2e import ROOT, train_here, words
 import train
 from posjax import phases, positions
 from posjax.config import flatten, from_json, is_open, load, to_json
-from posjax.decoder import label
+from posjax.experiment import label
 
 EXPERIMENTS = sorted(
   path.stem for path in (ROOT / 'configs').glob('[!_]*.py') if path.stem != 'base'

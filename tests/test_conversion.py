@@ -12,10 +12,14 @@ from test_decoding import L, V, build, slow, whole
 
 import eval as evaluation
 from benchmarks import convert
-from posjax import composition, conversion, positions
+from posjax import composition, layers, positions
 from posjax.attention import Layer
 from posjax.config import load
-from posjax.conversion import METHODS, convert_params, factor, latent_config, turning
+from posjax.conversion import METHODS, latent_config
+from posjax.conversion.__main__ import main
+from posjax.conversion.rotations import turning
+from posjax.conversion.seen import measure
+from posjax.conversion.weights import convert_params, factor, matches
 from posjax.cost import cache_bytes_per_token
 from posjax.latent import Latent
 from posjax.loading import load as load_run
@@ -55,7 +59,7 @@ def errors(model, params, batch, *widths, method='attended'):
     turning(layer.scheme, model.dims, one)
     for layer, one in zip(model.pattern, spectrum, strict=True)
   ]
-  seen = conversion.measure(model, params, spectrum, turnings, [batch])
+  seen = measure(model, params, spectrum, turnings, [batch])
   expected_BLV = whole(model, params, spectrum, batch['tokens'])
   found = []
   for rank, slice in widths:
@@ -120,9 +124,9 @@ def test_waves_are_averaged_over_what_heads_look_at(rng):
   model, params = build(Layer(scheme=make('rope')), kv_heads=2, layers=2)
   batch, spectrum = batch_of(rng), model.spectrum()
   turn = turning(model.pattern[0].scheme, model.dims, spectrum[0])
-  seen = conversion.measure(model, params, spectrum, [turn], [batch, batch])
+  seen = measure(model, params, spectrum, [turn], [batch, batch])
   float_spectrum = jax.tree.map(jnp.float32, spectrum)
-  vectors = conversion.layers.projected(
+  vectors = layers.projected(
     model, params, float_spectrum, batch['tokens'], batch['positions'], batch['segments']
   )['blocks'][0]
   w_F = spectrum[0].frequency_F
@@ -184,7 +188,7 @@ def test_a_slice_turns_as_pairs_of_a_head_do(slice, stride):
 
 def test_waves_that_no_pair_of_a_head_has_are_refused():
   with pytest.raises(ValueError, match=r'by 0\.5 radians per token, as no pair of a head does'):
-    conversion.matches(np.asarray([1.0, 0.1]), np.asarray([1.0, 0.5]))
+    matches(np.asarray([1.0, 0.1]), np.asarray([1.0, 0.5]))
 
 
 REFUSED = {
@@ -211,7 +215,7 @@ def test_what_cannot_be_converted_is_refused_with_the_way_out(case):
 @pytest.fixture(scope='module')
 def run_with_latents(six_steps, tmp_path_factory):
   out = tmp_path_factory.mktemp('converted') / 'run'
-  conversion.main([f'--workdir={six_steps}', f'--out={out}', '--rank=12', '--batches=2'])
+  main([f'--workdir={six_steps}', f'--out={out}', '--rank=12', '--batches=2'])
   return out
 
 
@@ -230,7 +234,7 @@ def test_a_converted_run_is_read_trained_on_and_evaluated_as_any_other(
 
 def test_a_run_is_never_written_over(six_steps, run_with_latents):
   with pytest.raises(ValueError, match=r"There is a run in '.*' already. Use another --out"):
-    conversion.main([f'--workdir={six_steps}', f'--out={run_with_latents}', '--rank=12'])
+    main([f'--workdir={six_steps}', f'--out={run_with_latents}', '--rank=12'])
 
 
 @pytest.mark.slow

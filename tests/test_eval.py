@@ -13,7 +13,7 @@ from e2e import train_here
 import eval as evaluation
 from posjax import run
 from posjax.config import load
-from posjax.decoder import as_trained, build
+from posjax.experiment import as_trained, build
 from posjax.extension import extend
 from posjax.extension.frequencies import linear, yarn
 

@@ -17,8 +17,10 @@ from jax.sharding import PartitionSpec as P
 from posjax import metrics, moe, positions, sharding
 from posjax.activation import gate
 from posjax.attention import Layer
-from posjax.decoder import Decoder, MixedMLP
-from posjax.moe import FORMS, Experts, Routing, balance, choose, imbalance, statistics
+from posjax.balancing import balance, counts, imbalance, statistics
+from posjax.decoder import Decoder
+from posjax.mlp import MixedMLP
+from posjax.moe import FORMS, Experts, Routing, choose
 
 B, L, D, E, C, M = 2, 7, 6, 8, 3, 5
 MATRICES = ('gate_EDM', 'up_EDM', 'down_EMD')
@@ -293,7 +295,7 @@ def test_the_load_balance_loss_is_the_papers_row_by_row(kind, rng):
       row += f * p
     expected += L * row
   real_BL = jnp.ones((3, L), bool)
-  count_BE = moe.counts(jnp.array(chosen_BLC), real_BL, E)
+  count_BE = counts(jnp.array(chosen_BLC), real_BL, E)
   ours = imbalance(jnp.float32(score_BLE), count_BE, real_BL, C)
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
@@ -340,7 +342,7 @@ def test_biases_equalise_loads_of_a_router_that_learns_nothing(rng):
   @jax.jit
   def step(params, _):
     chosen_NC, _ = choose(score_NE, params['bias_E'], r)
-    count_1E = moe.counts(chosen_NC[None], jnp.ones((1, len(score_NE)), bool), E)
+    count_1E = counts(chosen_NC[None], jnp.ones((1, len(score_NE)), bool), E)
     loads = {'count_E': (count_1E[0],), 'imbalance': (jnp.ones(()),)}
     return balance(params, loads, 1e-2), statistics(loads, 800)['load_violation']
 

@@ -27,7 +27,7 @@ import train
 from posjax import data, loading, metrics, phases, report
 from posjax.checkpoint import Checkpoints
 from posjax.config import load
-from posjax.decoder import as_trained, build
+from posjax.experiment import as_trained, build
 from posjax.loss import token_losses
 from posjax.training import make_schedule
 

@@ -18,8 +18,9 @@ from posjax.atlas import measure
 from posjax.atlas.portrait import PLAIN, Portrait, portray, recipes_of
 from posjax.attend.rows import HIDDEN
 from posjax.attention import Layer
-from posjax.decoder import Decoder, as_trained, label
+from posjax.decoder import Decoder
 from posjax.evaluation import choose
+from posjax.experiment import as_trained, label
 from posjax.positions.base import merged
 
 DOCUMENTS = 8  # over which attention is averaged

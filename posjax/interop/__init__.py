@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from posjax import decoding, sharding
-from posjax.decoder import Decoder, build, check_length
+from posjax.decoder import Decoder, check_length
+from posjax.decoding import Decoding
 from posjax.extension import extend, takes
 from posjax.interop import checkpoint
-from posjax.interop.checkpoint import is_foreign, open_named, read_params
+from posjax.interop.checkpoint import build_on, is_foreign, open_named, read_params
 
-__all__ = ['Model', 'is_foreign', 'load', 'open_named', 'read_params']
+__all__ = ['Model', 'build_on', 'is_foreign', 'load', 'open_named', 'read_params']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,48 +57,19 @@ class Model:
     check_length(self.decoder, spectrum, length)
     return self._logits(self.params, tokens_BL, jax.tree.map(jnp.float32, spectrum))
 
-  def decode(self, *, batch: int, size: int, prefill: int = 1) -> 'Steps':
+  def decode(self, *, batch: int, size: int, prefill: int = 1) -> Decoding:
     """Decoding of `batch` rows of up to `size` tokens, of which `prefill` come at once.
 
     Keys stay as they were turned when they came, as in other libraries.
     """
     follows = 'mode' in takes(self.config.extension.name)
     deployed = {'mode': 'as_deployed', 'prefill': prefill} if follows else {}
-    spectrum = self.spectrum(size, **deployed)
-    check_length(self.decoder, spectrum, size)
-    return Steps(self.decoder, self.params, jax.tree.map(jnp.float32, spectrum), batch, size)
+    spectrum_at = lambda length: self.spectrum(length, **deployed)
+    return Decoding(self.decoder, self.params, spectrum_at, batch=batch, size=size)
 
   @functools.cached_property
   def _logits(self):
     return jax.jit(lambda params, *inputs: self.decoder.apply({'params': params}, *inputs))
-
-
-class Steps:
-  """Rows that grow: called with new tokens of each, it gives their logits and keeps them."""
-
-  def __init__(self, model: Decoder, params: Any, spectrum: Any, batch: int, size: int):
-    weights = decoding.unstacked(model, params)
-    self.cache = decoding.empty(model, weights, spectrum, batch=batch, size=size)
-    self.length = 0
-
-    def advance(weights, cache, tokens_BS):
-      count_B = jnp.full(len(tokens_BS), tokens_BS.shape[1], jnp.int32)
-      x_BSD, cache = decoding.advance(model, weights, spectrum, cache, tokens_BS, count_B)
-      return model.apply({'params': weights['ends']}, x_BSD, method='logits'), cache
-
-    self._advance = functools.partial(jax.jit(advance), weights)
-
-  def __call__(self, tokens_BS) -> jax.Array:
-    """logits_BSV, float32. Raises ValueError where the cache has no room left."""
-    tokens_BS = jnp.asarray(tokens_BS, jnp.int32)
-    self.length += tokens_BS.shape[1]
-    if self.length > self.cache.size:
-      raise ValueError(
-        f'The cache has room for {self.cache.size} tokens a row, not {self.length}. Decode with a '
-        'larger size.'
-      )
-    logits_BSV, self.cache = self._advance(self.cache, tokens_BS)
-    return logits_BSV
 
 
 def load(path: str | Path, mesh: Mapping[str, int] | None = None) -> Model:
@@ -114,8 +85,5 @@ def load(path: str | Path, mesh: Mapping[str, int] | None = None) -> Model:
   if is_foreign(str(path)):
     kind, _, path = str(path).partition(':')
   opened = checkpoint.OPENERS[kind](path)
-  if mesh is not None:
-    opened.config.mesh.update({'data': 1} | dict(mesh))
-  devices = sharding.nearest_mesh(opened.config.mesh)
-  decoder = build(opened.config, devices)
-  return Model(config=opened.config, decoder=decoder, params=read_params(opened, decoder, devices))
+  decoder, params, _ = build_on(opened, mesh)
+  return Model(config=opened.config, decoder=decoder, params=params)

@@ -7,6 +7,7 @@ file of all that, quantised.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from posjax import config as configs
 from posjax import data, sharding
 from posjax.decoder import Decoder, init_params
+from posjax.experiment import build
 from posjax.interop import family, gguf, table
 from posjax.interop.files import PICKLES, Tensor, open_checkpoint, read_json
 from posjax.interop.keys import Keys
@@ -188,6 +190,18 @@ def check_tokenizer(tokenizer: Any, config: ConfigDict, where: Any) -> None:
       f"'{where}' makes {tokenizer.vocabulary} ids, but the model has {config.model.vocabulary}. "
       'Put the tokenizer there that the model was trained with.'
     )
+
+
+def build_on(
+  opened: Opened, mesh: Mapping[str, int] | None = None
+) -> tuple[Decoder, Any, Mesh]:
+  """Its model, with its parameters on the mesh nearest to `mesh`, devices along axes: {'fsdp': 8}.
+  None: a whole copy on each device."""
+  if mesh is not None:
+    opened.config.mesh.update({'data': 1} | dict(mesh))
+  devices = sharding.nearest_mesh(opened.config.mesh)
+  model = build(opened.config, devices)
+  return model, read_params(opened, model, devices), devices
 
 
 def read_params(opened: Opened, model: Decoder, mesh: Mesh) -> Any:

@@ -17,10 +17,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from posjax import composition, data
-from posjax.decoder import USUAL, Decoder, build
+from posjax.decoder import Decoder
+from posjax.experiment import build
 from posjax.extension import extend
 from posjax.interop import checkpoint, family, files, rope, table
 from posjax.interop.keys import Keys
+from posjax.mlp import USUAL
 
 SHARD_BYTES = 2 * 2**30
 OPENER = '<s>'  # what the byte vocabulary has in the place of its NUL

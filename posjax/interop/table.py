@@ -181,7 +181,7 @@ def places(table: Table, model: Decoder, names: Iterable[str]) -> dict[str, Plac
     if name not in source and name not in table.zeros:
       raise ValueError(
         f"The model's parameter '{path}' has no counterpart in this family: its weights cannot be "
-        'read into such a model, nor written from it.'
+        'read into such a model, nor written from it. Use a model as the family has it.'
       )
     numbers: tuple[int | None, ...] = (None,)
     if match:
@@ -234,7 +234,10 @@ def give(table: Table, model: Decoder, params: Any) -> dict[str, Callable[[], np
   for path, leaf in zip(paths, leaves, strict=True):
     place = found[path]
     if place.weight is None and np.any(np.asarray(leaf)):
-      raise ValueError(f"The model's '{path}' is not 0, and this family has no tensor for it.")
+      raise ValueError(
+        f"The model's '{path}' is not 0, and this family has no tensor for it. Export it as one "
+        'that has.'
+      )
     for repetition, n in enumerate(place.numbers):
       names = place.theirs(n, place.inner(leaf))
       for e, name in enumerate(names):
@@ -288,10 +291,13 @@ def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
     name for name in tensors.keys() - wanted.keys() if not re.search(table.ignored, name)
   )
   missing = sorted(wanted.keys() - tensors.keys())
-  for names, what in ((missing, 'lacks'), (left, 'has, beyond what its config describes,')):
+  for names, what, way in (
+    (missing, 'lacks', 'Complete its download, or correct its config'),
+    (left, 'has, beyond what its config describes,', 'Correct its config, or take them away'),
+  ):
     if names:
       more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-      raise ValueError(f'The checkpoint {what} {", ".join(names[:3])}{more}.')
+      raise ValueError(f'The checkpoint {what} {", ".join(names[:3])}{more}. {way}.')
   for name, (weight, shapes) in wanted.items():
     tensor = tensors[name]
     rows = [jax.ShapeDtypeStruct(shapes[which][::-1], jnp.float32) for which in sorted(shapes)]
@@ -299,10 +305,13 @@ def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
     if tensor.shape != shape:
       raise ValueError(
         f"The checkpoint has '{name}' of shape {list(tensor.shape)}, but by its config it is "
-        f'{list(shape)}.'
+        f'{list(shape)}. One of the two is of another model: bring the config of these weights.'
       )
     if tensor.dtype not in FLOATS:
-      raise ValueError(f"The checkpoint has '{name}' as {tensor.dtype}, which is no weight.")
+      raise ValueError(
+        f"The checkpoint has '{name}' as {tensor.dtype}, which is no weight: those are "
+        f'{", ".join(FLOATS)}.'
+      )
 
 
 def _flat(tree: Any) -> tuple[list[str], list[Any], Any]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posjax.decoder import USUAL, Decoder
+from posjax.decoder import Decoder
 from posjax.interop.keys import ACTIVATIONS, Keys
 from posjax.interop.table import Weight, embedding, linear, norm
+from posjax.mlp import USUAL
 
 
 def sizes(keys: Keys, *, kv_heads: bool = True, tied: bool = False) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from configs.eval import attention as settings
 from posjax.atlas import trained
 from posjax.attend import Logits, Mask, Rows, summarise
 from posjax.config import load
-from posjax.decoder import build, init_params
+from posjax.decoder import init_params
 from posjax.evaluation import attention
+from posjax.experiment import build
 from posjax.extension import extend
 
 NUMBERS = attention.NUMBERS

@@ -13,7 +13,8 @@ from test_families import CASES, CLOSE
 from test_imported_runs import made
 
 from posjax import interop, loading
-from posjax.decoder import build, init_params
+from posjax.decoder import init_params
+from posjax.experiment import build
 from posjax.extension import extend
 from posjax.interop import __main__ as program
 from posjax.interop import checkpoint, export, files

@@ -10,7 +10,8 @@ from e2e import train_here
 from test_refusals import CONFIG, LAYER
 
 import eval as evaluation
-from posjax import conversion, interop, loading, run
+from posjax import interop, loading, run
+from posjax.conversion import __main__ as conversion
 from posjax.fit import __main__ as fit
 
 tokenizers = pytest.importorskip('tokenizers')

@@ -1,10 +1,10 @@
 """GPT-2 (Radford et al. 2019): learned positions, matrices as [in, out]."""
 
-from posjax.decoder import USUAL
 from posjax.interop import usual
 from posjax.interop.family import Recipe
 from posjax.interop.keys import ACTIVATIONS
 from posjax.interop.table import Table, embedding, linear, norm, times
+from posjax.mlp import USUAL
 
 ARCHITECTURES = ('GPT2LMHeadModel',)
 MODEL_TYPE = 'gpt2'
