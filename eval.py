@@ -4,8 +4,7 @@
   python eval.py --workdir=runs/quickstart --eval=configs/eval/extend.py --eval.multiples='(1, 16)'
   python eval.py --workdir=runs/passkey --eval=configs/eval/passkey.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/attention.py
-    return as_trained(model, config, length)
-  rows = config.train.length
+  python eval.py --workdir=runs/phases --step=500 --eval=configs/eval/lengths.py
 
 Prints a table; writes JSON, plots and report.html into the run directory.
 """
@@ -39,12 +38,13 @@ def main(words: Sequence[str]) -> None:
   parser.add_argument('--workdir', required=True, help='directory of a run that train.py made')
   parser.add_argument('--checkpoint', help='hf:DIR, or another run; results go to --workdir')
   parser.add_argument('--mesh', type=cli.numbers, help='to spread hf:DIR over devices: fsdp=8')
+  parser.add_argument('--step', type=int, help="of the run's checkpoint; the newest unless told")
   parser.add_argument('--eval', required=True, metavar='FILE[:smoke]', help='what to evaluate')
   parser.epilog = '--eval.KEY=VALUE sets any key of configs/eval/base.py.'
   flags, overrides = parser.parse_known_args(words)
   settings = load(flags.eval, overrides, flag='eval', base='configs/eval/base.py')
   cli.cache_compilations()
-  evaluate_run(flags.workdir, settings, flags.checkpoint, flags.mesh)
+  evaluate_run(flags.workdir, settings, flags.checkpoint, flags.mesh, flags.step)
 
 
 def evaluate_run(
@@ -52,19 +52,24 @@ def evaluate_run(
   settings: ConfigDict,
   checkpoint: str | None = None,
   mesh: Mapping[str, int] | None = None,
+  step: int | None = None,
 ) -> dict:
   """Measures the newest whole checkpoint of `workdir`, prints the table, writes the report.
 
-  A run of phases is read as its last one was trained. checkpoint: what to measure instead, 'hf:DIR'
-  or another run directory; the report then goes to `workdir`. mesh: as of posjax.loading.load.
+  A run of phases is read as its last one was trained. step: of an earlier checkpoint, which is read
+  as its phase was trained; the evaluation's name then ends with it. checkpoint: what to measure
+  instead, 'hf:DIR' or another run directory; the report then goes to `workdir`. mesh: as of
+  posjax.loading.load.
 
   settings: configs/eval/base.py. Returns what was measured: posjax.evaluation.evaluate of losses,
   posjax.evaluation.tasks.evaluate of a task, or what the measure's own `evaluate` returns.
   Raises ValueError for an unknown measure, or one that makes no sense of the data.
   """
-  loaded = load_run(workdir, checkpoint, mesh)
+  loaded = load_run(workdir, checkpoint, mesh, step)
   workdir, config, model = loaded.workdir, loaded.config, loaded.model
   settings = settings.copy_and_resolve_references()
+  if step is not None:
+    settings.name += f'-step{step}'
   settings.recipes = tuple(resolve(workdir, dict(recipe)) for recipe in settings.recipes)
   source = choose_data(config.data, settings.data)
   documents = data.load(source, source.validation_split, loaded.tokenizer)

@@ -1,12 +1,14 @@
 """Extends one checkpoint by every method: without training, and after 5 % of its steps.
 
   python -m benchmarks.extend --run=runs/quickstart --workdir=runs/extend
+  python -m benchmarks.extend --run=runs/passkey --workdir=runs/extend-passkey
 
 The run's own checkpoint is read with each method at one factor, and at lengths up to four times the
 one that the factor makes: so the table shows what a method costs within the trained length, and
-what it is worth beyond. Then each method trains on, with as many tokens a step as the run had, on
-rows `factor` times longer; DroPE recalibrates on rows as they were. Two pictures and a table go to
-the workdir. The same command goes on where it was stopped.
+what it is worth beyond, in the loss of text or in right answers to a task. Then each method trains
+on, with as many tokens a step as the run had, on rows `factor` times longer; DroPE recalibrates on
+rows as they were. Two pictures and a table go to the workdir. The same command goes on where it was
+stopped.
 """
 
 import argparse
@@ -15,16 +17,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import eval as evaluation
 import train
 from benchmarks import measure
-from posjax import cli, run
+from posjax import cli, data, run
 from posjax.config import flatten, load
 from posjax.evaluation import label
 from posjax.report.drawing import save, styled
 from posjax.report.plots import plot_lengths
+from posjax.report.tasks import called, plot_grid, plot_sizes
 
 # Settings of each method beside the factor; `length`: of the rows it trains on, where not longer.
 METHODS = {
@@ -39,7 +43,8 @@ METHODS = {
 SAME_LENGTH = ('drop',)
 SHARE = 0.05  # of the run's steps
 RATE = 0.3  # of its learning rate
-CONFIG, EVALUATION = 'configs/extend_yarn.py', 'configs/eval/extend.py'
+CONFIG = 'configs/extend_yarn.py'
+EVALUATIONS = {'text': 'configs/eval/extend.py', 'task': 'configs/eval/passkey.py'}
 
 
 def main(words: Sequence[str]) -> None:
@@ -78,8 +83,14 @@ def recipe_of(name: str, source: ConfigDict, factor: int) -> dict:
   return recipe if name == 'drop' else recipe | {'factor': float(factor)}
 
 
-def settings_of(name: str, lengths: Sequence[int], unit: int, recipes, tokens: int) -> ConfigDict:
-  settings = load(EVALUATION, [], flag='eval', base='configs/eval/base.py')
+def kind_of(source: ConfigDict) -> str:
+  return 'task' if source.data.name.startswith('task:') else 'text'
+
+
+def settings_of(
+  kind: str, name: str, lengths: Sequence[int], unit: int, recipes, tokens: int
+) -> ConfigDict:
+  settings = load(EVALUATIONS[kind], [], flag='eval', base='configs/eval/base.py')
   settings.name, settings.tokens, settings.trained = name, tokens, False
   settings.multiples = tuple(length / unit for length in lengths)
   settings.recipes = tuple(recipes)
@@ -90,7 +101,8 @@ def zero_shot(folder: Path, source: ConfigDict, names, lengths, flags) -> dict:
   """The evaluation of the run's own checkpoint under every method."""
   recipes = [recipe_of(name, source, flags.factor) for name in names]
   name = f'zero-shot-{flags.factor}-{flags.tokens}'
-  settings = settings_of(name, lengths, source.train.length, recipes, flags.tokens)
+  kind, unit = kind_of(source), source.train.length
+  settings = settings_of(kind, name, lengths, unit, recipes, flags.tokens)
   return evaluated(folder, settings)
 
 
@@ -113,14 +125,24 @@ def trained_on(name: str, source: ConfigDict, workdir: Path, lengths, flags) -> 
     **{f'extension.{key}': value for key, value in recipe.items() if key != 'label'},
     **{f'model.{key}': value for key, value in flatten(source.model).items()},
     **{f'position.{key}': value for key, value in flatten(source.position).items()},
+    **{f'data.{key}': value for key, value in flatten(source.data).items() if value is not None},
   }
+  if kind_of(source) == 'task':  # else it would be what the longer rows hold
+    words['data.size'] = stretch * trained_size(source)
   train.main([
     f'--config={CONFIG}', f'--workdir={folder}',
     *(f'--config.{key}={value}' for key, value in words.items()),
   ])  # fmt: skip
   unit = source.train.length * stretch
-  name = f'after-{flags.tokens}'
-  return evaluated(folder, settings_of(name, lengths, unit, [{'name': 'none'}], flags.tokens))
+  name, recipes = f'after-{flags.tokens}', [{'name': 'none'}]
+  settings = settings_of(kind_of(source), name, lengths, unit, recipes, flags.tokens)
+  return evaluated(folder, settings)
+
+
+def trained_size(source: ConfigDict) -> int:
+  """The largest examples of its task that a run learned from."""
+  examples = data.load(source.data, 'train', data.make_tokenizer(source.data.tokenizer))
+  return examples.largest(source.train.length)
 
 
 def evaluated(folder: Path, settings: ConfigDict) -> dict:
@@ -137,10 +159,12 @@ def evaluated(folder: Path, settings: ConfigDict) -> dict:
 def together(after: dict[str, dict]) -> dict:
   """One evaluation of them all, each under its method's name."""
   first = next(iter(after.values()))
-  named = lambda key: [
-    row | {'recipe': name} for name, results in after.items() for row in results[key]
-  ]
-  return first | {'recipes': list(after), 'rows': named('rows'), 'refused': named('refused')}
+  named = {
+    key: [row | {'recipe': name} for name, results in after.items() for row in results[key]]
+    for key in ('rows', 'grid', 'refused')
+    if key in first
+  }
+  return first | named | {'recipes': list(after)}
 
 
 def write(workdir: Path, source: ConfigDict, before: dict, after: dict, seconds: float) -> str:
@@ -148,16 +172,15 @@ def write(workdir: Path, source: ConfigDict, before: dict, after: dict, seconds:
   parts = {'Without training': before, 'After 5 % more steps': after}
   with styled():
     for (title, results), name in zip(parts.items(), ('before', 'after'), strict=True):
-      results = results | {'trained_length': source.train.length}
-      figure = plot_lengths(results)
-      figure.axes[0].set_title(f'{title}: loss by context length')
-      save(figure, workdir / f'{name}.png')
+      save(draw(title, source, results), workdir / f'{name}.png')
   lines = []
   for title, results in parts.items():
-    loss = {
-      (r['recipe'], r['length']): r['loss'] for r in results['rows'] if r['estimator'] == 'sliding'
+    by = {
+      (r['recipe'], r['length']): r['exact' if 'task' in results else 'loss']
+      for r in results['rows']
+      if r.get('estimator', 'sliding') == 'sliding'
     }
-    cell = lambda name, n, loss=loss: f'{loss[name, n]:.3f}' if (name, n) in loss else 'refused'
+    cell = lambda name, n, by=by: f'{by[name, n]:.3f}' if (name, n) in by else 'refused'
     lines += [
       f'| {title} | ' + ' | '.join(f'{n:,}' for n in results['lengths']) + ' |',
       '|---' * (len(results['lengths']) + 1) + '|',
@@ -172,6 +195,17 @@ def write(workdir: Path, source: ConfigDict, before: dict, after: dict, seconds:
   text = '\n'.join([*lines, facts, ''])
   (workdir / 'table.md').write_text(text)
   return text
+
+
+def draw(title: str, source: ConfigDict, results: dict) -> Figure:
+  if 'task' not in results:
+    figure = plot_lengths(results | {'trained_length': source.train.length})
+    figure.axes[0].set_title(f'{title}: loss by context length')
+    return figure
+  results = results | {'trained_size': trained_size(source)}
+  figure = plot_grid(results) or plot_sizes(results)
+  figure.suptitle(f'{title}: {called(results)}, exact match in per cent')
+  return figure
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A run's model with the weights of its newest whole checkpoint, or one of another library."""
+"""A run's model with the weights of a whole checkpoint, or one of another library."""
 
 import dataclasses
 import functools
@@ -24,7 +24,8 @@ class Loaded:
   """A run: its model, and its parameters on the mesh nearest to its own.
 
   workdir: of the run; where results go.
-  config: complete, of the last phase; experiment: as the run was started, phases and all.
+  config: complete, of the last phase or of the step's; experiment: as the run was started, with all
+    phases.
   trained: whether the weights are those of the run in `workdir`.
   source: config.json of the checkpoint of another library that the weights came from, or None.
   """
@@ -41,15 +42,21 @@ class Loaded:
 
 
 def load(
-  workdir: str | Path, checkpoint: str | None = None, mesh: Mapping[str, int] | None = None
+  workdir: str | Path,
+  checkpoint: str | None = None,
+  mesh: Mapping[str, int] | None = None,
+  step: int | None = None,
 ) -> Loaded:
   """The run in `workdir`, or 'hf:DIR'; or `checkpoint`, either, whose results go to `workdir`.
 
   mesh: devices along axes that another library's checkpoint is spread over as it is read.
+  step: of a run's checkpoint; None: the newest. The config is that of the step's phase.
 
-  Raises ValueError where a directory holds no run, or no whole checkpoint, or no checkpoint that
-  posjax computes exactly (posjax/interop/).
+  Raises ValueError where a directory holds no run, no whole checkpoint, not that of `step`, or no
+  checkpoint that posjax computes exactly (posjax/interop/).
   """
+  if step is not None and interop.is_foreign(checkpoint or str(workdir)):
+    raise ValueError(f'{checkpoint or workdir} has no steps. Leave out step {step}.')
   if checkpoint is None and interop.is_foreign(workdir):
     return load_foreign(str(workdir), mesh)
   workdir = Path(workdir).expanduser()
@@ -60,16 +67,16 @@ def load(
         f'of {checkpoint}.'
       )
     foreign = interop.is_foreign(checkpoint)
-    loaded = load_foreign(checkpoint, mesh) if foreign else load(checkpoint)
+    loaded = load_foreign(checkpoint, mesh) if foreign else load(checkpoint, step=step)
     return dataclasses.replace(loaded, workdir=workdir, trained=False)
   experiment = run.load_config(workdir)
-  config = phases.last(experiment)
+  config = phases.last(experiment) if step is None else phases.at_step(experiment, step)
   mesh = sharding.nearest_mesh(config.mesh)
   model = build(config, mesh)
   shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   source = workdir / SOURCE
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
-    params = checkpoints.restore_params(sharding.like(shapes, mesh))
+    params = checkpoints.restore_params(sharding.like(shapes, mesh), step)
   return Loaded(
     workdir=workdir,
     experiment=experiment,

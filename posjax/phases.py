@@ -7,6 +7,8 @@
 The first phase is the config itself. Each that follows is the config with what it sets differently.
 """
 
+import bisect
+import itertools
 from typing import Any
 
 import jax
@@ -44,6 +46,14 @@ def unroll(config: ConfigDict) -> tuple[ConfigDict, ...]:
 def last(config: ConfigDict) -> ConfigDict:
   """The config that a run's final parameters were trained with."""
   return unroll(config)[-1]
+
+
+def at_step(config: ConfigDict, step: int) -> ConfigDict:
+  """The config that the parameters after `step` steps were trained with; a phase's last step is its
+  own."""
+  phases = unroll(config)
+  ends = list(itertools.accumulate(phase.train.steps for phase in phases))
+  return phases[min(bisect.bisect_left(ends, step), len(phases) - 1)]
 
 
 def check_parameters(first: ConfigDict, like: Any, phase: ConfigDict, other: Any) -> None:

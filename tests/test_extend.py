@@ -68,6 +68,36 @@ def test_every_method_trains_on_the_same_number_of_tokens(measured, monkeypatch,
     assert [m * config.train.length for m in settings.multiples] == [32, 64]
 
 
+def test_a_task_is_asked_in_the_same_sizes_before_and_after(measured, monkeypatch, tmp_path):
+  configs = []
+  monkeypatch.setattr(train, 'main', lambda words: configs.append(words))
+  source = load('configs/passkey.py:smoke', [])
+  trained = extend.trained_size(source)
+  extend.zero_shot(tmp_path, source, ('none',), [32, 64, 128], FLAGS)
+  for name in ('yarn', 'drop'):
+    extend.trained_on(name, source, tmp_path, [32, 64, 128], FLAGS)
+  after = [load(words[0].removeprefix('--config='), words[2:]) for words in configs]
+  assert [one.data.size for one in after] == [2 * trained, trained]
+  assert all(one.data.name == 'task:passkey' for one in after)
+  sizes = [trained, 2 * trained, 4 * trained]
+  for settings, size in zip(measured, (trained, 2 * trained, trained), strict=True):
+    assert [m * size for m in settings.multiples] == sizes and settings.depths
+
+
+@pytest.mark.slow
+def test_the_comparison_of_a_task_draws_where_its_needle_is_found(tmp_path):
+  train_here(tmp_path / 'run', config='configs/passkey.py:smoke')
+  extend.main([
+    f'--run={tmp_path / "run"}', f'--workdir={tmp_path / "extend"}', '--factor=2',
+    '--methods=none,yarn',
+  ])  # fmt: skip
+  table = (tmp_path / 'extend' / 'table.md').read_text()
+  for part in ('Without training', 'After 5 % more steps'):
+    assert f'| {part} | 32 | 64 | 128 | 256 |' in table
+  assert table.count('\n| `yarn`') == 2 and 'refused' not in table
+  assert (tmp_path / 'extend' / 'before.png').exists()
+
+
 @pytest.mark.slow
 def test_the_whole_comparison_draws_two_pictures_and_a_table(tmp_path, capsys):
   train_here(tmp_path / 'run', 'train.steps=20')

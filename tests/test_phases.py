@@ -266,6 +266,31 @@ def test_a_run_is_read_as_its_last_phase_was_trained(straight):
   assert results['trained_length'] == 64 and results['facts']['scheme'] == 'none'
 
 
+def test_the_checkpoint_of_an_earlier_step_is_read_as_its_phase_was_trained(straight):
+  """A phase's last step is its own; what is found of it has a name of its own."""
+  one = config(*SETTINGS)
+  at = [phases.at_step(one, step) for step in (1, 8, 9, 14, 15, 18)]
+  assert [p.train.length for p in at] == [32, 32, 256, 256, 64, 64]
+  settings = load('configs/eval/base.py:smoke', flag='eval', base='configs/eval/base.py')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report, 'write', lambda *_: None)
+    results = evaluation.evaluate_run(straight, settings, step=8)
+  assert results['name'] == 'base-step8' and settings.name == 'base'
+  assert results['trained_length'] == 32 and results['facts']['scheme'] == 'rope'
+  early, newest = loading.load(straight, step=8).params, loading.load(straight).params
+  with Checkpoints(straight / 'checkpoints') as checkpoints:
+    assert_equal = lambda a, b: np.testing.assert_array_equal(a, b)
+    jax.tree.map(assert_equal, early, checkpoints.restore_params(early, step=8))
+  assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), early, newest)))
+
+
+def test_a_step_that_is_not_there_is_refused_with_those_that_are(straight):
+  with pytest.raises(ValueError, match=r'No checkpoint of step 5 in .*\[18, 14, 8\]'):
+    loading.load(straight, step=5)
+  with pytest.raises(ValueError, match=r'hf:there has no steps. Leave out step 5'):
+    loading.load('hf:there', step=5)
+
+
 def test_a_run_that_goes_on_from_phases_knows_their_first_length(straight):
   one = ready(f'init_from={straight}')
   assert one.extension.trained_length == 32

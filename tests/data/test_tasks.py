@@ -409,7 +409,7 @@ def test_a_config_names_a_task_and_its_settings():
     ({'name': 'task:needles', 'keys': 2, 'queries': 3}, '3 of 2 keys, of 64 symbols, cannot be'),
     ({'name': 'task:needles', 'keys': 65}, '1 of 65 keys, of 64 symbols, cannot be asked for'),
     ({'name': 'task:passkey', 'depth': 1.5}, r'depth of 1.5 is outside .* Use 0 <= depth <= 1'),
-    ({'name': 'task:induction', 'symbols': 8}, '8 symbols leave none beside 8 .* to 9 or more'),
+    ({'name': 'task:induction', 'symbols': 4}, '4 symbols leave none beside 4 .* to 5 or more'),
     ({'name': 'task:recall', 'symbols': 1}, '1 symbol is no key and value'),
     ({'name': 'task:variables', 'symbols': 3}, 'need 3 names and different values, of 3 symbols'),
     ({'name': 'task:variables', 'chains': 11, 'digits': 1}, '11 chains of 2 hops need 33 names'),
@@ -445,7 +445,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_way_out(examples, length, me
     (make('recall'), 65, '65 pairs need as many keys.* of 128 symbols .* to 130 or more'),
     (make('common'), 5000, '5000 tokens need .* different words, of 32 symbols and 2 letters'),
     (make('frequent', symbols=8), 5000, '5000 tokens need .* different words, of 8 symbols'),
-    (make('induction'), 7, 'Induction has no examples of size 7 .* the smallest is 16'),
+    (make('induction'), 7, 'Induction has no examples of size 7 .* the smallest is 8'),
   ],
 )
 def test_sizes_that_a_task_cannot_have_are_refused_with_the_way_out(task, size, message):

@@ -110,7 +110,7 @@ class Induction(Symbolic):
   queries: how often is asked; more questions a row teach faster.
   """
 
-  queries: int = 8
+  queries: int = 4
 
   def __post_init__(self):
     super().__post_init__()
