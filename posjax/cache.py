@@ -84,7 +84,9 @@ class LayerCache:
     ring = self.slots - self.pinned
     slot_R = jnp.arange(self.slots)
     newest = length - 1 - self.pinned
-    back_R = jnp.mod(newest - (slot_R - self.pinned), ring)
+    # One division in all, none for each slot and head: they would cost as much as the products.
+    back_R = jnp.mod(newest, ring) - (slot_R - self.pinned)
+    back_R = jnp.where(back_R < 0, back_R + ring, back_R)
     place_R = jnp.where(slot_R < self.pinned, slot_R, self.pinned + newest - back_R)
     seen_R = jnp.where(slot_R < self.pinned, slot_R < length, back_R <= newest)
     return jnp.where(seen_R, place_R, -1)
