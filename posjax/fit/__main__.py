@@ -70,6 +70,8 @@ def make_budget(loaded: Loaded, factor: float, *, windows: int, passes: int) -> 
       f"The run was trained on '{config.data.name}', whose examples have no long texts to fit to. "
       'Fit a run that was trained on text.'
     )
+  # Windows are long. With weights frozen, a second forward pass costs what their slopes would have.
+  model = model.clone(remat='block')
   spectrum = model.spectrum()
   waves(spectrum)
   length = round(factor * config.train.length)
