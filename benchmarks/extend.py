@@ -202,10 +202,8 @@ def draw(title: str, source: ConfigDict, results: dict) -> Figure:
     figure = plot_lengths(results | {'trained_length': source.train.length})
     figure.axes[0].set_title(f'{title}: loss by context length')
     return figure
-  results = results | {'trained_size': trained_size(source)}
-  figure = plot_grid(results) or plot_sizes(results)
-  figure.suptitle(f'{title}: {called(results)}, exact match in per cent')
-  return figure
+  named = {'task': f'{title}: {called(results)}', 'trained_size': trained_size(source)}
+  return plot_grid(results | named) or plot_sizes(results | named)
 
 
 if __name__ == '__main__':
