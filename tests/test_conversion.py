@@ -21,6 +21,8 @@ from posjax.conversion.rotations import turning
 from posjax.conversion.seen import measure
 from posjax.conversion.weights import convert_params, factor, matches
 from posjax.cost import cache_bytes_per_token
+from posjax.decoding import Decoding
+from posjax.generation import generate
 from posjax.latent import Latent
 from posjax.loading import load as load_run
 from posjax.positions import Dims
@@ -230,6 +232,19 @@ def test_a_converted_run_is_read_trained_on_and_evaluated_as_any_other(
   same = 'model.kv_heads=4', 'model.latent.width=12', 'model.latent.slice=8'
   train_here(tmp_path / 'on', f'init_from={run_with_latents}', *same, 'model.latent.norm=None')
   assert 'Started from the parameters' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_converted_run_writes_what_a_pass_over_the_row_finds_likeliest(run_with_latents):
+  loaded = load_run(run_with_latents)
+  spectrum, prompt = loaded.model.spectrum(), [0, *b'Fellow citizens']
+  decoding = Decoding(loaded.model, loaded.params, lambda length: spectrum, batch=1, size=32)
+  row = [*prompt, *(int(token_B[0]) for token_B in generate(decoding, [prompt], new=12))]
+  logits_1LV = loaded.model.apply(
+    {'params': loaded.params}, jnp.asarray([row]), jax.tree.map(jnp.float32, spectrum)
+  )
+  likeliest = np.argmax(logits_1LV[0, len(prompt) - 1 : -1], axis=-1)
+  np.testing.assert_array_equal(row[len(prompt) :], likeliest)
 
 
 def test_a_run_is_never_written_over(six_steps, run_with_latents):
