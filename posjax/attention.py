@@ -24,6 +24,9 @@ class Layer:
   """How one layer knows positions, which keys its queries see, and what it does with the rest.
 
   mlp: of posjax/mlp.py; None: the model's.
+  null_logit: each head learns a logit that joins its softmax and has no value, so that it may look
+    at nothing (gpt-oss, OpenAI 2025, arXiv:2508.10925; its code says sinks). It is not scaled,
+    and starts at 0.
   cap: logits are cap tanh(logit / cap), after the scheme and before the mask (Gemma 2). None: as
     they are.
   extended: whether a context extension changes the scheme's spectrum here, too.
@@ -40,6 +43,7 @@ class Layer:
   memory: int = 0
   mlp: str | None = None
   cap: float | None = None
+  null_logit: bool = False
 
   def __post_init__(self):
     if self.cap is not None and not self.cap > 0:
@@ -84,6 +88,8 @@ class Layer:
       return 'memory of segments'
     if self.cap is not None:
       return 'capped logits'
+    if self.null_logit:
+      return 'null logit'
     return 'sinks' if self.mask.sinks else 'chunks' if self.mask.chunk is not None else None
 
 
@@ -150,22 +156,36 @@ class Attention(nn.Module):
     # Kept for whoever applies the model with mutable='intermediates'; otherwise nothing happens.
     self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLGK))
     vectors = x_BLD, q_BLHK, k_BLGK, v_BLGK
+    null_H = null_logit(self, H)
     if cache is None:
-      out_BLHK = position_and_attend(self.layer, position, *vectors, rows_B, self.form, past)
+      out_BLHK = position_and_attend(
+        self.layer, position, *vectors, rows_B, self.form, past, null_H
+      )
     else:
-      out_BLHK, cache = cache.attend(self.layer, position, *vectors, rows_B, scale=K**-0.5)
+      out_BLHK, cache = cache.attend(
+        self.layer, position, *vectors, rows_B, scale=K**-0.5, null_H=null_H
+      )
     spread = nn.initializers.normal(self.output_scale * (H * K) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * K, D))
     output_bias_D = self.param('output_bias_D', zeros, (D,)) if 'output' in self.biases else None
     return affine(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD, output_bias_D), cache
 
 
+def null_logit(module: nn.Module, heads: int):
+  """null_H, a parameter of an attention module whose layer has it, else None."""
+  if not module.layer.null_logit:
+    return None
+  return module.param('null_H', nn.initializers.zeros, (heads,))
+
+
 def position_and_attend(
-  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B: Rows, form: str, past=None
-):
+  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B: Rows, form: str, past=None,
+  null_H=None,
+):  # fmt: skip
   """Applies a scheme's hooks and attends: out_BLHV.
 
   past: x, q, k and v again, as segments see those before them (`Layer.segment`); q is not read.
+  null_H: None, also where the layer has it, is the same attention among keys alone.
   """
   spectrum, scale = position[1], q_BLHK.shape[-1] ** -0.5
   packed = rows_B.segment_L is not None
@@ -190,6 +210,7 @@ def position_and_attend(
     scheme.temperature(spectrum, q_BLHK.shape[2]),
     () if logits.plain else position,
     choice.form,
+    null_H,
   )
   return out_XLHV if past is None else recurrence.whole(out_XLHV, *q_BLHK.shape[:2])
 

@@ -37,9 +37,9 @@ MAY_IMPORT = {
   'posjax.attention': 'attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'around attend attention linear norm',
   'posjax.balancing': '',
-  'posjax.moe': 'balancing',
+  'posjax.moe': 'balancing linear',
   'posjax.mlp': 'activation linear moe',
-  'posjax.block': 'attend attention latent mlp norm positions',
+  'posjax.block': 'activation attend attention latent mlp norm positions',
   'posjax.decoder': 'activation attend attention block extension latent linear mlp moe norm '
   'positions',
   'posjax.experiment': 'attend attention composition decoder extension latent moe sampling',

@@ -101,6 +101,20 @@ def test_a_layer_that_sees_less_keeps_no_more_than_it_sees(name, sees, tokens_BL
   assert [layer.slots for layer in cache.layers] == [slots, L]
 
 
+@pytest.mark.parametrize('name', slow(('rope', 'shaw', 'cope', 'xl'), 'rope', 'shaw'))
+def test_a_logit_without_a_value_joins_the_softmax_of_a_cache_too(name, tokens_BL):
+  """Of steps, and of pieces that are read in tiles; where all is kept, and where not."""
+  layers = (
+    Layer(scheme=make(name), null_logit=True, mask=Mask(window=5)),
+    Layer(scheme=make(name), null_logit=True),
+  )
+  model, params = build(*layers)
+  assert params['blocks']['layer_1']['attention']['null_H'].shape == (1, 4)
+  found_BLV, _ = decoded(model, params, model.spectrum(), tokens_BL, PIECES)
+  expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
+  np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('sees', ['window', 'chunk'])
 def test_what_looks_back_at_inputs_does_so_from_a_ring_of_slots_too(sees, tokens_BL):
