@@ -63,6 +63,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.norm_epsilon = None  # added to the mean square; None: rms 1e-6, layer 1e-5
   config.model.qk_norm = 'none'  # RMS norm of queries and keys before the scheme acts, of each
   # 'head' or of the 'whole' of them
+  config.model.qk_norm_after = None  # epsilon of an RMS norm without scale of each head of queries
+  # and keys after the scheme has acted, which undoes what scaled them (Llama 4); None: no such norm
   config.model.null_logit = False  # True: each head learns a logit that joins its softmax and has
   # no value, so that it may look at nothing (gpt-oss, whose code calls it a sink)
   config.model.attention_cap = None  # c: logits of attention become c tanh(logit / c); None: stay

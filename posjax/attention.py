@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from posjax import recurrence, remapping
+from posjax.around import Around
 from posjax.attend import Choice, Logits, Mask, Rows, attend, choose
 from posjax.extension import spectra
 from posjax.linear import affine
-from posjax.norm import make_norm
+from posjax.norm import make_norm, rms_normalise
 from posjax.positions import Scheme
 
 
@@ -27,6 +28,8 @@ class Layer:
   null_logit: each head learns a logit that joins its softmax and has no value, so that it may look
     at nothing (gpt-oss, OpenAI 2025, arXiv:2508.10925; its code says sinks). It is not scaled,
     and starts at 0.
+  qk_norm_after: epsilon of an RMS norm without scale, of each head of queries and keys, after the
+    scheme has acted on them (Llama 4). None: there is none.
   cap: logits are cap tanh(logit / cap), after the scheme and before the mask (Gemma 2). None: as
     they are.
   extended: whether a context extension changes the scheme's spectrum here, too.
@@ -44,8 +47,13 @@ class Layer:
   mlp: str | None = None
   cap: float | None = None
   null_logit: bool = False
+  qk_norm_after: float | None = None
 
   def __post_init__(self):
+    if self.qk_norm_after is not None and not self.qk_norm_after >= 0:
+      raise ValueError(
+        f'qk_norm_after = {self.qk_norm_after} is added to a mean square. Use 0 or more, or None.'
+      )
     if self.cap is not None and not self.cap > 0:
       raise ValueError(f'Logits capped at {self.cap} are no logits. Use a cap above 0, or None.')
     if self.segment is None:
@@ -65,7 +73,12 @@ class Layer:
       )
 
   def under(self, spectrum, scale: float) -> 'Layer':
-    """The layer as an extension has it: with far keys seen from other places, where it says so."""
+    """The layer as its attention has it: queries and keys normalised; and as an extension has it,
+    with far keys seen from other places, where it says so."""
+    if self.qk_norm_after is not None:
+      scheme = Normalised(scheme=self.scheme, epsilon=self.qk_norm_after)
+      layer = dataclasses.replace(self, scheme=scheme, qk_norm_after=None)
+      return layer.under(spectrum, scale)
     far = remapping.far_of(spectrum)
     if far is None:
       return self
@@ -91,6 +104,33 @@ class Layer:
     if self.null_logit:
       return 'null logit'
     return 'sinks' if self.mask.sinks else 'chunks' if self.mask.chunk is not None else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalised(Around):
+  """`scheme`, whose queries and keys are normalised: x / sqrt(mean(x^2) + epsilon) of each head.
+
+  What scaled them is undone, by a scheme or an extension, but for a factor by length.
+
+  Raises ValueError for a scheme that computes logits anew, from keys as projected.
+  """
+
+  epsilon: float
+
+  def __post_init__(self):
+    if self.scheme.replaces_logits:
+      raise ValueError(
+        f'{type(self.scheme).__name__} computes logits from keys as projected, which '
+        'model.qk_norm_after would not reach. Use model.qk_norm, or another scheme.'
+      )
+
+  def query(self, params, spectrum, q_LHK, pos_L):
+    q_LHK = self.scheme.query(params, spectrum, q_LHK, pos_L)
+    return sharpened(rms_normalise(q_LHK, 1.0, self.epsilon), spectrum, pos_L)
+
+  def key(self, params, spectrum, k_LGK, pos_L):
+    k_LGK = self.scheme.key(params, spectrum, k_LGK, pos_L)
+    return rms_normalise(k_LGK, 1.0, self.epsilon)
 
 
 class Attention(nn.Module):

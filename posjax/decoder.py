@@ -286,6 +286,10 @@ def check_latent(model: Decoder) -> None:
   """Raises ValueError where a model's other values make no sense with its latents."""
   for layer in model.pattern:
     decoupled(layer, model.latent)
+    if layer.qk_norm_after is not None:
+      raise ValueError(
+        'Latent attention has its norms on the latents. Set model.qk_norm_after = None.'
+      )
   if model.kv_heads != model.heads:
     raise ValueError(
       f'All {model.heads} heads read one latent, so there are no {model.kv_heads} key/value heads '

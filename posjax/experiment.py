@@ -25,7 +25,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   cut = {key: settings.pop(key) for key in ('segment', 'memory')}
   alike = {
     'position': config.position, 'extended': True, 'mlp': settings['mlp'],
-    'cap': settings.pop('attention_cap'), 'null_logit': settings.pop('null_logit'), **mask, **cut,
+    'cap': settings.pop('attention_cap'), **mask, **cut,
+    **{key: settings.pop(key) for key in ('null_logit', 'qk_norm_after')},
   }  # fmt: skip
   settings['experts'] = Routing(**settings['experts'])
   latent = settings.pop('latent')

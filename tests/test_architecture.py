@@ -34,7 +34,7 @@ MAY_IMPORT = {
   'posjax.sampling': '',
   'posjax.around': 'positions',
   'posjax.remapping': 'around attend composition extension positions',
-  'posjax.attention': 'attend extension linear norm positions recurrence remapping',
+  'posjax.attention': 'around attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'around attend attention linear norm',
   'posjax.balancing': '',
   'posjax.moe': 'balancing linear',

@@ -200,6 +200,7 @@ REFUSED = {
   'slice': ({}, {'slice': 6, 'stride': 2}, r'A slice of 6 .* --stride whose product is at most 8'),
   'latents': ({'model.latent.width': 4}, {}, r'latents of width 4 already. Convert a run whose'),
   'norms': ({'model.qk_norm': True}, {}, r'no norms of heads.*Convert a run without them'),
+  'norms after': ({'model.qk_norm_after': 1e-5}, {}, r'no norms of heads.*Convert a run without'),
   'biases': ({'model.biases': ('qkv',)}, {}, r"biases = \('qkv',\): .* Convert a run without"),
   'segments': ({'model.segment': 8}, {}, r'model\.segment = 8.*Convert a run without'),
 }  # fmt: skip

@@ -21,8 +21,11 @@ SIZES = {
 TOKENS_BL = np.random.default_rng(0).integers(V, size=(B, L))
 
 
-def decoder(window=None, cap=None, null_logit=False, **changes):
-  settings = {'mask': Mask(window=window), 'cap': cap, 'null_logit': null_logit}
+def decoder(window=None, cap=None, null_logit=False, qk_norm_after=None, **changes):
+  settings = {
+    'mask': Mask(window=window), 'cap': cap, 'null_logit': null_logit,
+    'qk_norm_after': qk_norm_after,
+  }  # fmt: skip
   layer = Layer(scheme=positions.Scheme(), **settings)
   return Decoder(pattern=(layer,), **{**SIZES, **changes})
 
@@ -49,7 +52,7 @@ def by_definition(
   params, tokens_L, *, H, G, K, seen, mlp='gated', activation=None, residual='sequential',
   norm='rms', norm_at='input', norm_epsilon=None, qk_norm='none', biases=(), embedding_scale=None,
   embedding_norm=False, logit_cap=None, cap=None, null_logit=False, gate_limit=np.inf,
-  gate_offset=0.0,
+  gate_offset=0.0, qk_norm_after=None,
 ):  # fmt: skip
   """The model in float64, one token after the other; softmax attention without positions.
 
@@ -92,6 +95,8 @@ def by_definition(
         vectors = [long[h * K : h * K + K] for h in range(count)]
         if qk_norm == 'head' and kind != 'value':
           vectors = [normalise(v, a[f'{kind}_norm'], 'rms') for v in vectors]
+        if qk_norm_after is not None and kind != 'value':
+          vectors = [v / np.sqrt((v * v).mean() + qk_norm_after) for v in vectors]
         heads[kind].append(vectors)
     after_LD = []
     for i, x in enumerate(x_LD):
@@ -161,12 +166,14 @@ def everything(i):
     {'norm_at': 'sum', 'norm': 'layer', 'norm_epsilon': 0.2, 'embedding_norm': True},
     {'null_logit': True, 'cap': 0.5, 'gate_limit': 0.1, 'gate_offset': 0.7,
      'activation': 'gelu_sigmoid'},
+    {'qk_norm_after': 0.3, 'biases': ('qkv',)},
   ],
   ids=[
     'gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed',
     'parallel, biases', 'one norm for both, head bias', 'norms at the output, epsilon',
     'norms at both, scale, output bias', 'norms at both, parallel',
     'qk_norm of the whole, caps', 'norms of sums, embedding norm', 'null logit, limited gate',
+    'qk_norm without scale',
   ],
 )  # fmt: skip
 def test_the_model_is_its_definition(changes, tolerance):
@@ -408,6 +415,7 @@ def test_bfloat16_activations_give_float32_logits_and_gradients(remat):
     ({'activation': 'swish'}, r"model.activation = 'swish' is unknown. Use one of: None, silu"),
     ({'residual': 'none'}, r"model.residual = 'none' is unknown. Use one of: sequential, par"),
     ({'qk_norm': True}, r"model.qk_norm = 'True' is unknown. Use one of: none, head, whole"),
+    ({'qk_norm_after': -1.0}, 'qk_norm_after = -1.0 is added to a mean square. Use 0 or more'),
     ({'cap': 0.0}, 'Logits capped at 0.0 are no logits'),
     ({'norm_at': 'pre'}, r"model.norm_at = 'pre' is unknown. Use one of: input, output, both"),
     ({'biases': ('qkv', 'key')}, r"model.biases names 'key'. It may name: qkv, output, mlp, rout"),

@@ -205,6 +205,11 @@ def test_segments_are_refused():
     build(Layer(scheme=make('rope'), segment=4), latent=LATENT, kv_heads=4)
 
 
+def test_norms_after_the_scheme_are_refused():
+  with pytest.raises(ValueError, match=r'norms on the latents\. Set model\.qk_norm_after = None'):
+    build(Layer(scheme=make('rope'), qk_norm_after=0.0), latent=LATENT, kv_heads=4)
+
+
 def test_far_keys_are_not_expanded(rng):
   model, params = latent_model('rope', dataclasses.replace(LATENT, decode='expanded'))
   spectrum = extend(model.spectrum(), name='rerope', window=6)
