@@ -6,13 +6,12 @@ Routing is random and equal in expectation; a router and its top-k belong to all
 """
 
 import argparse
-import functools
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
-from posjax.activation import gate
+from posjax.activation import Gate
 from posjax.mlp import GatedMLP
 from posjax.moe import FORMS, Experts, Routing
 
@@ -32,10 +31,11 @@ def main():
   print(measure.where())
   results = {}
   for N, D, E, C, M, what in SHAPES:
-    modules = {'mlp': GatedMLP(C * M, output_scale=1.0, activation='silu')}
+    gate = Gate(activation='silu')
+    modules = {'mlp': GatedMLP(C * M, output_scale=1.0, gate=gate)}
     for form in FORMS:
       routing = Routing(count=E, chosen=C, width=M, form=form)
-      modules[form] = Experts(routing, activate=functools.partial(gate, 'silu'), output_scale=1.0)
+      modules[form] = Experts(routing, activate=gate, output_scale=1.0)
     x_BLD = jax.random.normal(jax.random.key(0), (1, N, D))
     runs = {name: run(module, x_BLD, what) for name, module in modules.items()}
     seconds = measure.alternate(runs, rounds=flags.rounds)

@@ -49,8 +49,11 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.segment = None  # tokens; rows are read segment by segment, each with a ...
   config.model.memory = 0  # ... memory of so many tokens before it, which learn nothing from it
   config.model.mlp = 'gated'  # 'gated' (three matrices), 'plain' (two) or 'experts'
-  config.model.activation = None  # 'silu', 'gelu', 'gelu_tanh', 'relu' or 'relu2'; None: silu
-  # where the MLP is gated (SwiGLU), gelu_tanh where it is plain (GPT-2's)
+  config.model.activation = None  # 'silu', 'gelu', 'gelu_tanh', 'gelu_sigmoid', 'relu' or 'relu2';
+  # None: silu where the MLP is gated (SwiGLU), gelu_tanh where it is plain (GPT-2's)
+  config.model.gate_limit = None  # of gated MLPs: what is activated is at most this, and what it is
+  # multiplied by within it of 0, plus ...
+  config.model.gate_offset = 0.0  # ... this. gpt-oss: 7 and 1
   config.model.mlp_width = 688  # 8/3 of width to a multiple of 16: as many weights as plain 4x
   config.model.residual = 'sequential'  # MLP after attention; or 'parallel', both from the same
   # input, each with a norm of its own, or 'parallel_shared', with one norm for both
@@ -60,8 +63,13 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.norm_epsilon = None  # added to the mean square; None: rms 1e-6, layer 1e-5
   config.model.qk_norm = 'none'  # RMS norm of queries and keys before the scheme acts, of each
   # 'head' or of the 'whole' of them
+  config.model.qk_norm_after = None  # epsilon of an RMS norm without scale of each head of queries
+  # and keys after the scheme has acted, which undoes what scaled them (Llama 4); None: no such norm
+  config.model.null_logit = False  # True: each head learns a logit that joins its softmax and has
+  # no value, so that it may look at nothing (gpt-oss, whose code calls it a sink)
   config.model.attention_cap = None  # c: logits of attention become c tanh(logit / c); None: stay
-  config.model.biases = ()  # where there are some: 'qkv', 'output' (of attention), 'mlp', 'head'
+  config.model.biases = ()  # where there are some: 'qkv', 'output' (of attention), 'mlp',
+  # 'experts', their 'router', 'head'
   config.model.embedding_scale = None  # multiplies embedded tokens; None: sqrt(width), so that
   # they have variance 1 at the start, while the same matrix, as a head, gives such logits
   config.model.embedding_norm = False  # a norm of what enters the first layer
@@ -89,6 +97,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.experts.shared = 1  # that every token passes through beside them
   config.model.experts.width = 172  # of each; mlp_width = (chosen + shared) x width: equal FLOPs
   config.model.experts.scores = 'sigmoid'  # of an expert: 'sigmoid' (DeepSeek-V3), 'softmax' (V2)
+  config.model.experts.weighs = 'output'  # the weight multiplies an expert's output, or its 'input'
   config.model.experts.groups = 1  # of equal size; those of one group share a node, say
   config.model.experts.groups_chosen = 1  # that a token's experts may be of
   config.model.experts.group_best = 2  # a group is worth the sum of its so many best; V2: 1

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from posjax import recurrence, remapping
+from posjax.around import Around
 from posjax.attend import Choice, Logits, Mask, Rows, attend, choose
 from posjax.extension import spectra
 from posjax.linear import affine
-from posjax.norm import make_norm
+from posjax.norm import make_norm, rms_normalise
 from posjax.positions import Scheme
 
 
@@ -24,6 +25,11 @@ class Layer:
   """How one layer knows positions, which keys its queries see, and what it does with the rest.
 
   mlp: of posjax/mlp.py; None: the model's.
+  null_logit: each head learns a logit that joins its softmax and has no value, so that it may look
+    at nothing (gpt-oss, OpenAI 2025, arXiv:2508.10925; its code says sinks). It is not scaled,
+    and starts at 0.
+  qk_norm_after: epsilon of an RMS norm without scale, of each head of queries and keys, after the
+    scheme has acted on them (Llama 4). None: there is none.
   cap: logits are cap tanh(logit / cap), after the scheme and before the mask (Gemma 2). None: as
     they are.
   extended: whether a context extension changes the scheme's spectrum here, too.
@@ -40,8 +46,14 @@ class Layer:
   memory: int = 0
   mlp: str | None = None
   cap: float | None = None
+  null_logit: bool = False
+  qk_norm_after: float | None = None
 
   def __post_init__(self):
+    if self.qk_norm_after is not None and not self.qk_norm_after >= 0:
+      raise ValueError(
+        f'qk_norm_after = {self.qk_norm_after} is added to a mean square. Use 0 or more, or None.'
+      )
     if self.cap is not None and not self.cap > 0:
       raise ValueError(f'Logits capped at {self.cap} are no logits. Use a cap above 0, or None.')
     if self.segment is None:
@@ -61,7 +73,12 @@ class Layer:
       )
 
   def under(self, spectrum, scale: float) -> 'Layer':
-    """The layer as an extension has it: with far keys seen from other places, where it says so."""
+    """The layer as its attention has it: queries and keys normalised; and as an extension has it,
+    with far keys seen from other places, where it says so."""
+    if self.qk_norm_after is not None:
+      scheme = Normalised(scheme=self.scheme, epsilon=self.qk_norm_after)
+      layer = dataclasses.replace(self, scheme=scheme, qk_norm_after=None)
+      return layer.under(spectrum, scale)
     far = remapping.far_of(spectrum)
     if far is None:
       return self
@@ -84,7 +101,36 @@ class Layer:
       return 'memory of segments'
     if self.cap is not None:
       return 'capped logits'
+    if self.null_logit:
+      return 'null logit'
     return 'sinks' if self.mask.sinks else 'chunks' if self.mask.chunk is not None else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalised(Around):
+  """`scheme`, whose queries and keys are normalised: x / sqrt(mean(x^2) + epsilon) of each head.
+
+  What scaled them is undone, by a scheme or an extension, but for a factor by length.
+
+  Raises ValueError for a scheme that computes logits anew, from keys as projected.
+  """
+
+  epsilon: float
+
+  def __post_init__(self):
+    if self.scheme.replaces_logits:
+      raise ValueError(
+        f'{type(self.scheme).__name__} computes logits from keys as projected, which '
+        'model.qk_norm_after would not reach. Use model.qk_norm, or another scheme.'
+      )
+
+  def query(self, params, spectrum, q_LHK, pos_L):
+    q_LHK = self.scheme.query(params, spectrum, q_LHK, pos_L)
+    return sharpened(rms_normalise(q_LHK, 1.0, self.epsilon), spectrum, pos_L)
+
+  def key(self, params, spectrum, k_LGK, pos_L):
+    k_LGK = self.scheme.key(params, spectrum, k_LGK, pos_L)
+    return rms_normalise(k_LGK, 1.0, self.epsilon)
 
 
 class Attention(nn.Module):
@@ -150,22 +196,36 @@ class Attention(nn.Module):
     # Kept for whoever applies the model with mutable='intermediates'; otherwise nothing happens.
     self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLGK))
     vectors = x_BLD, q_BLHK, k_BLGK, v_BLGK
+    null_H = null_logit(self, H)
     if cache is None:
-      out_BLHK = position_and_attend(self.layer, position, *vectors, rows_B, self.form, past)
+      out_BLHK = position_and_attend(
+        self.layer, position, *vectors, rows_B, self.form, past, null_H
+      )
     else:
-      out_BLHK, cache = cache.attend(self.layer, position, *vectors, rows_B, scale=K**-0.5)
+      out_BLHK, cache = cache.attend(
+        self.layer, position, *vectors, rows_B, scale=K**-0.5, null_H=null_H
+      )
     spread = nn.initializers.normal(self.output_scale * (H * K) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * K, D))
     output_bias_D = self.param('output_bias_D', zeros, (D,)) if 'output' in self.biases else None
     return affine(out_BLHK.reshape(*x_BLD.shape[:2], H * K), output_XD, output_bias_D), cache
 
 
+def null_logit(module: nn.Module, heads: int):
+  """null_H, a parameter of an attention module whose layer has it, else None."""
+  if not module.layer.null_logit:
+    return None
+  return module.param('null_H', nn.initializers.zeros, (heads,))
+
+
 def position_and_attend(
-  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B: Rows, form: str, past=None
-):
+  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, v_BLGV, rows_B: Rows, form: str, past=None,
+  null_H=None,
+):  # fmt: skip
   """Applies a scheme's hooks and attends: out_BLHV.
 
   past: x, q, k and v again, as segments see those before them (`Layer.segment`); q is not read.
+  null_H: None, also where the layer has it, is the same attention among keys alone.
   """
   spectrum, scale = position[1], q_BLHK.shape[-1] ** -0.5
   packed = rows_B.segment_L is not None
@@ -190,6 +250,7 @@ def position_and_attend(
     scheme.temperature(spectrum, q_BLHK.shape[2]),
     () if logits.plain else position,
     choice.form,
+    null_H,
   )
   return out_XLHV if past is None else recurrence.whole(out_XLHV, *q_BLHK.shape[:2])
 

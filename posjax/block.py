@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from posjax.activation import Gate
 from posjax.attend import Rows
 from posjax.attention import Attention, Layer
 from posjax.latent import LatentAttention
@@ -99,11 +100,15 @@ def make_mlp(model: Any, layer: Layer, output_scale: float, rows_B: Rows) -> Cal
   """What a block has beside attention, of its layer's kind."""
   kind = layer.mlp or model.mlp
   activation = model.activation or USUAL[kind]
+  gate = Gate(activation=activation, limit=model.gate_limit, offset=model.gate_offset)
   if kind != 'experts':
     biased = 'mlp' in model.biases
-    return MLPS[kind](model.mlp_width, output_scale, activation, biased, name='mlp')
+    how = activation if kind == 'plain' else gate
+    return MLPS[kind](model.mlp_width, output_scale, how, biased, name='mlp')
   real_BL = None if rows_B.segment_L is None else rows_B.segment_L > 0
-  experts = MixedMLP(model.experts, output_scale, activation, model.mesh, name='mlp')
+  experts = MixedMLP(
+    model.experts, output_scale, gate, model.mesh, biases=model.biases, name='mlp'
+  )
   return functools.partial(experts, real_BL=real_BL)
 
 

@@ -58,16 +58,17 @@ class LayerCache:
 
   def attend(
     self, layer: Layer, position, x_BSD, q_BSHK, k_BSGK, v_BSGV, rows_B: Rows, scale: float,
-    read: Callable = lambda k_GRK, v_GRV: (k_GRK, v_GRV),
+    read: Callable = lambda k_GRK, v_GRV: (k_GRK, v_GRV), null_H: jax.Array | None = None,
   ) -> tuple[jax.Array, 'LayerCache']:  # fmt: skip
     """out_BSHV of new tokens that see what is kept and each other, and the cache with them.
 
     v_BSGV: None where keys are values, too.
     rows_B: the new tokens, of which those of segment NOBODY are not there. If there are several,
       all rows have their first at the same place, or none that is there.
-    read: what keys and values are made of those kept.
+    read: what keys and values are made of those kept. null_H: as of posjax/attend.
     """
-    one = functools.partial(_attend, kept(layer, position[1], scale), position, scale, read)
+    own = kept(layer, position[1], scale)
+    one = functools.partial(_attend, own, position, scale, read, null_H)
     vectors = x_BSD, q_BSHK, k_BSGK, v_BSGV
     if len(x_BSD) == 1:
       vectors, rows = _first((vectors, rows_B))
@@ -124,7 +125,7 @@ class Blank:
   size: int
   turned: bool
 
-  def attend(self, layer: Layer, position, x_BSD, q_BSHK, k_BSGK, v_BSGV, rows_B, scale, **read):
+  def attend(self, layer: Layer, position, x_BSD, q_BSHK, k_BSGK, v_BSGV, rows_B, scale, **more):
     """As of `LayerCache`, with nothing kept so far."""
 
     own = kept(layer, position[1], scale)
@@ -155,7 +156,7 @@ class Blank:
       cache = one(*first, rows)
     else:
       cache = jax.vmap(one, in_axes=(0, 0, 0, 0, rows_B.axes))(*vectors, rows_B)
-    return cache.attend(layer, position, *vectors, rows_B, scale, **read)
+    return cache.attend(layer, position, *vectors, rows_B, scale, **more)
 
 
 def slots(layer: Layer, size: int) -> tuple[int, int]:
@@ -186,7 +187,9 @@ def kept(layer: Layer, spectrum, scale: float) -> Layer:
   return dataclasses.replace(layer, mask=mask, segment=None, memory=0)
 
 
-def _attend(layer, position, scale, read, cache: LayerCache, x_SD, q_SHK, k_SGK, v_SGV, rows):
+def _attend(
+  layer, position, scale, read, null_H, cache: LayerCache, x_SD, q_SHK, k_SGK, v_SGV, rows
+):
   """One row of `LayerCache.attend`."""
   scheme, start, S = layer.scheme, rows.index_L[0], len(x_SD)
   q_SHK, turned_SGK, query_features, features_S, past_YD = _encoded(
@@ -215,8 +218,11 @@ def _attend(layer, position, scale, read, cache: LayerCache, x_SD, q_SHK, k_SGK,
   if S > 1 and (cache.whole or not cache.pinned):
     query, key = _numbered(query, key, start, whole=cache.whole)
     k_NGK, v_NGV = jnp.swapaxes(k_GNK, 0, 1), jnp.swapaxes(v_GNV, 0, 1)
-    return tiled(q_SHK, k_NGK, v_NGV, query, key, logits, temperature, operands), after
-  return step(q_SHK, k_GNK, v_GNV, query, key, logits, temperature, operands), after
+    out_SHV = tiled(
+      q_SHK, k_NGK, v_NGV, query, key, logits, temperature, operands, null_H=null_H
+    )
+    return out_SHV, after
+  return step(q_SHK, k_GNK, v_GNV, query, key, logits, temperature, operands, null_H), after
 
 
 def _encoded(scheme, position, scale, cache: LayerCache, x_SD, q_SHK, k_SGK, start):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from posjax.activation import ACTIVATIONS
+from posjax.activation import ACTIVATIONS, Gate
 from posjax.attend import FORMS, Choice, Rows
 from posjax.attention import Layer, choose_form
 from posjax.block import NORM_AT, REMAT, RESIDUALS, Period, learned
@@ -26,7 +26,7 @@ from posjax.norm import NORMS, make_norm
 from posjax.positions import Dims, Scheme
 
 DTYPES = ('auto', 'float32', 'bfloat16', 'float16')
-BIASES = ('qkv', 'output', 'mlp', 'head')
+BIASES = ('qkv', 'output', 'mlp', 'router', 'experts', 'head')
 
 
 class Decoder(nn.Module):
@@ -54,6 +54,8 @@ class Decoder(nn.Module):
   mlp_width: int
   mlp: str = 'gated'
   activation: str | None = None
+  gate_limit: float | None = None
+  gate_offset: float = 0.0
   residual: str = 'sequential'
   norm: str = 'rms'
   norm_at: str = 'input'
@@ -90,9 +92,21 @@ class Decoder(nn.Module):
           f"A layer's mlp = '{layer.mlp}' is unknown. Use one of: {', '.join(MLPS)}."
         )
       if (layer.mlp or self.mlp) == 'experts' and 'mlp' in self.biases:
-        raise ValueError("Experts have no biases. Leave 'mlp' out of model.biases.")
+        raise ValueError(
+          "The biases of experts are 'experts' and 'router': those of a shared one, and of dense "
+          "layers among them, do not exist. Leave 'mlp' out of model.biases."
+        )
       if (layer.mlp or self.mlp) == 'experts' and self.experts is None:
         raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
+    kinds = {layer.mlp or self.mlp for layer in self.pattern}
+    limits = Gate(activation='silu', limit=self.gate_limit, offset=self.gate_offset)
+    if 'plain' in kinds and limits != Gate(activation='silu'):
+      raise ValueError(
+        "Plain MLPs have no gate. Leave out model.gate_limit and model.gate_offset, or use 'gated'."
+      )
+    for place in {'router', 'experts'} & set(self.biases):
+      if 'experts' not in kinds:
+        raise ValueError(f"No layer has experts. Leave '{place}' out of model.biases.")
     for field in (
       'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
     ):
@@ -272,6 +286,10 @@ def check_latent(model: Decoder) -> None:
   """Raises ValueError where a model's other values make no sense with its latents."""
   for layer in model.pattern:
     decoupled(layer, model.latent)
+    if layer.qk_norm_after is not None:
+      raise ValueError(
+        'Latent attention has its norms on the latents. Set model.qk_norm_after = None.'
+      )
   if model.kv_heads != model.heads:
     raise ValueError(
       f'All {model.heads} heads read one latent, so there are no {model.kv_heads} key/value heads '

@@ -26,6 +26,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Decoder:
   alike = {
     'position': config.position, 'extended': True, 'mlp': settings['mlp'],
     'cap': settings.pop('attention_cap'), **mask, **cut,
+    **{key: settings.pop(key) for key in ('null_logit', 'qk_norm_after')},
   }  # fmt: skip
   settings['experts'] = Routing(**settings['experts'])
   latent = settings.pop('latent')

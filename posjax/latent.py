@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from posjax.around import Around
 from posjax.attend import Rows
-from posjax.attention import Layer, position_and_attend
+from posjax.attention import Layer, null_logit, position_and_attend
 from posjax.linear import project
 from posjax.norm import make_norm
 
@@ -149,17 +149,18 @@ class LatentAttention(nn.Module):
       slice_BLHR = jnp.broadcast_to(slice_BL1R, (*content_BLHN.shape[:3], R))
       return jnp.concatenate([content_BLHN, slice_BLHR], axis=-1), v_BLHV
 
+    null_H = null_logit(self, H)
     if cache is None:
       k_BLHK, v_BLHV = expand(c_BLC, slice_BL1R)
       self.sow('intermediates', 'projected', (x_BLD, q_BLHK, k_BLHK))
       out_BLHV = position_and_attend(
-        layer, position, x_BLD, q_BLHK, k_BLHK, v_BLHV, rows_B, self.form
+        layer, position, x_BLD, q_BLHK, k_BLHK, v_BLHV, rows_B, self.form, null_H=null_H
       )
     else:
       kept_BL1K = jnp.concatenate([c_BLC[:, :, None], slice_BL1R], axis=-1)
       ups = tuple(w_CX.reshape(C, H, -1).astype(x_BLD.dtype) for w_CX in up_CX)
       out_BLHV, cache = _from_cache(
-        cache, self.latent, layer, position, x_BLD, q_BLHK, kept_BL1K, ups, rows_B, scale
+        cache, self.latent, layer, position, x_BLD, q_BLHK, kept_BL1K, ups, rows_B, scale, null_H
       )
     spread = nn.initializers.normal(self.output_scale * (H * V) ** -0.5)
     output_XD = self.param('output_XD', spread, (H * V, D))
@@ -193,7 +194,8 @@ def absorbs(latent: Latent, head_width: int, new: int) -> bool:
 
 
 def _from_cache(
-  cache, latent: Latent, layer: Layer, position, x_BSD, q_BSHK, kept_BS1K, ups, rows_B, scale
+  cache, latent: Latent, layer: Layer, position, x_BSD, q_BSHK, kept_BS1K, ups, rows_B, scale,
+  null_H,
 ) -> tuple[jax.Array, Any]:
   """(out_BSHV, cache): what new tokens find in the latents that are kept, and in their own."""
   (S, H, K), C, R = q_BSHK.shape[1:], latent.width, latent.slice
@@ -219,12 +221,13 @@ def _from_cache(
       )
 
     return cache.attend(
-      layer, position, x_BSD, q_BSHK, kept_BS1K, None, rows_B, scale=scale, read=expand
-    )
+      layer, position, x_BSD, q_BSHK, kept_BS1K, None, rows_B, scale=scale, read=expand,
+      null_H=null_H,
+    )  # fmt: skip
   content_BSHC = jnp.einsum('bshn,chn->bshc', q_BSHK[..., :-R], key_up_CHN)
   q_BSHK = jnp.concatenate([content_BSHC, q_BSHK[..., -R:]], axis=-1)
   # Values are what is kept as a whole: the slice is read with it, and left.
   out_BSHK, cache = cache.attend(
-    layer, position, x_BSD, q_BSHK, kept_BS1K, None, rows_B, scale=scale
+    layer, position, x_BSD, q_BSHK, kept_BS1K, None, rows_B, scale=scale, null_H=null_H
   )
   return jnp.einsum('bshc,chv->bshv', out_BSHK[..., :C], value_up_CHV), cache

@@ -30,6 +30,11 @@ def own(params, stack: str, n: int):
   return params[stack][f'layer_{n}'].get('position', {})
 
 
+def null_logits(params, stack: str, n: int):
+  """null_RH of the layers at place n of the pattern; None where they have none."""
+  return params[stack][f'layer_{n}']['attention'].get('null_H')
+
+
 def shared(model: Decoder, params, n: int):
   """What the scheme at place n of the pattern has learned for all its layers."""
   which = model.schemes.index(model.pattern[n].scheme)

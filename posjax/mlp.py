@@ -3,12 +3,10 @@
 Letters: B batch, L tokens, D model width, M MLP width.
 """
 
-import functools
-
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from posjax.activation import activate, gate
+from posjax.activation import Gate, activate
 from posjax.linear import affine
 from posjax.moe import Experts, Routing
 
@@ -20,7 +18,7 @@ class GatedMLP(nn.Module):
 
   width: int
   output_scale: float
-  activation: str
+  gate: Gate
   biased: bool = False
 
   @nn.compact
@@ -32,7 +30,7 @@ class GatedMLP(nn.Module):
     down_MD = self.param('down_MD', nn.initializers.normal(self.output_scale * M**-0.5), (M, D))
     gate_BLM = affine(x_BLD, gate_DM, bias('gate_bias_M', M))
     up_BLM = affine(x_BLD, up_DM, bias('up_bias_M', M))
-    return affine(gate(self.activation, gate_BLM, up_BLM), down_MD, bias('down_bias_D', D))
+    return affine(self.gate(gate_BLM, up_BLM), down_MD, bias('down_bias_D', D))
 
 
 class PlainMLP(nn.Module):
@@ -58,16 +56,20 @@ class MixedMLP(nn.Module):
 
   routing: Routing
   output_scale: float
-  activation: str
+  gate: Gate
   mesh: Mesh | None
+  biases: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(self, x_BLD, real_BL=None):
-    r, scale, activate = self.routing, self.output_scale, functools.partial(gate, self.activation)
-    experts = Experts(r, activate=activate, output_scale=scale, mesh=self.mesh, name='experts')
+    r, scale = self.routing, self.output_scale
+    experts = Experts(
+      r, activate=self.gate, output_scale=scale, mesh=self.mesh, biases=self.biases,
+      name='experts',
+    )  # fmt: skip
     out_BLD = experts(x_BLD, real_BL)
     if r.shared:
-      shared = GatedMLP(r.shared * r.width, scale, self.activation, name='shared')
+      shared = GatedMLP(r.shared * r.width, scale, self.gate, name='shared')
       out_BLD += shared(x_BLD)
     return out_BLD
 

@@ -9,6 +9,7 @@ No token is dropped and no expert has a capacity: shapes depend on A alone, loop
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from posjax.balancing import counts, imbalance
+from posjax.linear import affine
 
+WEIGHS = ('output', 'input')
 SCORES = {'sigmoid': jax.nn.sigmoid, 'softmax': functools.partial(jax.nn.softmax, axis=-1)}
 TILE = 64  # rows; 128 and 256 are no faster on two cores, and more of them are not an expert's own
 
@@ -37,6 +40,11 @@ class Routing:
   checkpoint with both has scale 1. Experts of other groups cannot be chosen, as in DeepSeek's
   inference code; transformers gives them the score 0, which beats a negative score + bias.
 
+  A softmax over the chosen logits alone (gpt-oss) is softmax, normalised.
+
+  weighs: what of an expert is multiplied by its weight, its 'output', or its 'input' (Llama 4:
+    sigmoid, one chosen, not normalised).
+
   Raises ValueError for numbers that do not fit each other.
   """
 
@@ -50,10 +58,12 @@ class Routing:
   group_best: int = 2
   normalise: bool = True
   scale: float = 1.0
+  weighs: str = 'output'
   form: str = 'auto'
 
   def __post_init__(self):
-    for field, allowed in {'scores': SCORES, 'form': ('auto', *FORMS)}.items():
+    words = {'scores': SCORES, 'weighs': WEIGHS, 'form': ('auto', *FORMS)}
+    for field, allowed in words.items():
       if getattr(self, field) not in allowed:
         raise ValueError(
           f"experts.{field} = '{getattr(self, field)}' is unknown. "
@@ -111,7 +121,10 @@ def choose(score_NE, bias_E, routing: Routing):
 class Experts(nn.Module):
   """The routed experts of a layer: out[n] = sum over the chosen e of weight[n, e] mlp[e](x[n]).
 
-  mlp[e](x) = activate(x gate[e], x up[e]) down[e], without biases. The router works in float32.
+  mlp[e](x) = activate(x gate[e], x up[e]) down[e]; where weights are of the input, the sum is over
+  mlp[e](weight[n, e] x[n]). The router works in float32.
+
+  biases: 'router' adds one to the logits that scores are made of, 'experts' to gate, up and down.
 
   bias_E is a parameter that no gradient reaches: AdamW leaves it where it is, having neither a
   gradient nor weight decay for it, and the training step moves it (posjax/balancing.py). So it is
@@ -127,6 +140,7 @@ class Experts(nn.Module):
   activate: Callable
   output_scale: float
   mesh: Mesh | None = None
+  biases: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(self, x_BLD, real_BL=None):
@@ -135,14 +149,25 @@ class Experts(nn.Module):
     E, M, C = r.count, r.width, r.chosen
     near = nn.initializers.normal(D**-0.5)
     router_DE = self.param('router_DE', near, (D, E))
-    bias_E = self.param('bias_E', nn.initializers.zeros, (E,))
+    zeros = nn.initializers.zeros
+    bias_E = self.param('bias_E', zeros, (E,))
     gate_EDM = self.param('gate_EDM', near, (E, D, M))
     up_EDM = self.param('up_EDM', near, (E, D, M))
     spread = nn.initializers.normal(self.output_scale * M**-0.5)
     down_EMD = self.param('down_EMD', spread, (E, M, D))
+    weights = Weights(gate_EDM, up_EDM, down_EMD)
+    if 'experts' in self.biases:
+      weights = Weights(
+        gate_EDM, up_EDM, down_EMD,
+        gate_bias_EM=self.param('gate_bias_EM', zeros, (E, M)),
+        up_bias_EM=self.param('up_bias_EM', zeros, (E, M)),
+        down_bias_ED=self.param('down_bias_ED', zeros, (E, D)),
+      )  # fmt: skip
     logit_BLE = jnp.matmul(
       x_BLD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST
     )
+    if 'router' in self.biases:
+      logit_BLE += self.param('router_bias_E', zeros, (E,))
     score_BLE = SCORES[r.scores](logit_BLE)
     chosen_NC, weight_NC = choose(score_BLE.reshape(-1, E), bias_E, r)
     chosen_BLC, weight_BLC = (x.reshape(B, L, C) for x in (chosen_NC, weight_NC))
@@ -151,22 +176,35 @@ class Experts(nn.Module):
       count_BE = counts(chosen_BLC, real_BL, E)
       self.sow('loads', 'count_E', count_BE.sum(0))
       self.sow('loads', 'imbalance', imbalance(score_BLE, count_BE, real_BL, C))
-    return routed(
-      x_BLD, chosen_BLC, weight_BLC, (gate_EDM, up_EDM, down_EMD), self.activate, r.form, self.mesh
-    )
+    return routed(x_BLD, chosen_BLC, weight_BLC, weights, self.activate, r, self.mesh)
 
 
-def routed(x_BLD, chosen_BLC, weight_BLC, matrices, activate: Callable, form: str, mesh):
-  """out_BLD of the experts (gate_EDM, up_EDM, down_EMD), on all devices of a mesh."""
-  mix = functools.partial(FORMS[pick(form)], activate=activate)
+class Weights(NamedTuple):
+  """Of a layer's routed experts, side by side."""
 
-  def local(x_BLD, chosen_BLC, weight_BLC, matrices, first):
+  gate_EDM: jax.Array
+  up_EDM: jax.Array
+  down_EMD: jax.Array
+  gate_bias_EM: jax.Array | None = None
+  up_bias_EM: jax.Array | None = None
+  down_bias_ED: jax.Array | None = None
+
+
+def routed(
+  x_BLD, chosen_BLC, weight_BLC, weights: Weights, activate: Callable, routing: Routing, mesh
+):
+  """out_BLD of the experts, on all devices of a mesh."""
+  mix = functools.partial(
+    FORMS[pick(routing.form)], activate=activate, weighs=routing.weighs
+  )
+
+  def local(x_BLD, chosen_BLC, weight_BLC, weights, first):
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    out_ND = mix(flat(x_BLD), flat(chosen_BLC) - first, flat(weight_BLC), *matrices)
+    out_ND = mix(flat(x_BLD), flat(chosen_BLC) - first, flat(weight_BLC), weights)
     return out_ND.reshape(x_BLD.shape)
 
   if mesh is None or mesh.size == 1:
-    return local(x_BLD, chosen_BLC, weight_BLC, matrices, 0)
+    return local(x_BLD, chosen_BLC, weight_BLC, weights, 0)
 
   batch = ('data', 'fsdp')
   if len(x_BLD) % (mesh.shape['data'] * mesh.shape['fsdp']):
@@ -176,53 +214,80 @@ def routed(x_BLD, chosen_BLC, weight_BLC, matrices, activate: Callable, form: st
   def part(*arrays):
     # Each device's own from here on; the derivative sums over the devices that hold copies.
     vary = lambda tree, axes: jax.lax.pcast(tree, axes, to='varying') if axes else tree
-    *tokens, matrices = arrays
-    tokens, matrices = vary(tokens, ('tensor',)), vary(matrices, batch)
-    first = jax.lax.axis_index('tensor') * len(matrices[0])
-    return jax.lax.psum(local(*tokens, matrices, first), 'tensor')
+    *tokens, weights = arrays
+    tokens, weights = vary(tokens, ('tensor',)), vary(weights, batch)
+    first = jax.lax.axis_index('tensor') * len(weights.gate_EDM)
+    return jax.lax.psum(local(*tokens, weights, first), 'tensor')
 
   return jax.shard_map(
     part, mesh=mesh, in_specs=(rows, rows, rows, P('tensor')), out_specs=rows
-  )(x_BLD, chosen_BLC, weight_BLC, matrices)
+  )(x_BLD, chosen_BLC, weight_BLC, weights)
 
 
-# --- forms: out_ND of rows and matrices; experts not in [0, E) are another device's ---------------
+# --- forms: out_ND of rows and weights; experts not in [0, E) are another device's ---------------
 
 
-def dense(x_ND, chosen_NC, weight_NC, gate_EDM, up_EDM, down_EMD, *, activate: Callable):
+def dense(
+  x_ND, chosen_NC, weight_NC, weights: Weights, *, activate: Callable, weighs: str = 'output'
+):
   """The definition: each expert reads every token, and most weigh nothing. E / C times the work."""
 
   def add(total_ND, expert):
-    e, gate_DM, up_DM, down_MD = expert
-    gate_DM, up_DM, down_MD = (w.astype(x_ND.dtype) for w in (gate_DM, up_DM, down_MD))
-    out_ND = activate(x_ND @ gate_DM, x_ND @ up_DM) @ down_MD
-    weight_N = jnp.where(chosen_NC == e, weight_NC, 0).sum(-1)
-    return total_ND + weight_N[:, None] * out_ND, None
+    e, (gate_DM, up_DM, down_MD, *biases) = expert
+    here_NC = chosen_NC == e
+    weight_N1 = jnp.where(here_NC, weight_NC, 0).sum(-1, keepdims=True)
+    in_ND = x_ND
+    if weighs == 'input':
+      in_ND = (x_ND * weight_N1).astype(x_ND.dtype)
+      weight_N1 = here_NC.any(-1, keepdims=True)
+    gate_M, up_M, down_D = biases
+    gate_NM, up_NM = affine(in_ND, gate_DM, gate_M), affine(in_ND, up_DM, up_M)
+    return total_ND + weight_N1 * affine(activate(gate_NM, up_NM), down_MD, down_D), None
 
-  numbers_E = jnp.arange(len(gate_EDM))
+  numbers_E = jnp.arange(len(weights.gate_EDM))
   zero_ND = jnp.zeros_like(x_ND, dtype=jnp.float32)
-  total_ND, _ = jax.lax.scan(add, zero_ND, (numbers_E, gate_EDM, up_EDM, down_EMD))
+  total_ND, _ = jax.lax.scan(add, zero_ND, (numbers_E, weights))
   return total_ND.astype(x_ND.dtype)
 
 
 def grouped(
-  x_ND, chosen_NC, weight_NC, gate_EDM, up_EDM, down_EMD, *, activate: Callable, multiply: Callable
-):
+  x_ND, chosen_NC, weight_NC, weights: Weights, *, activate: Callable, multiply: Callable,
+  weighs: str = 'output',
+):  # fmt: skip
   """Rows sorted by expert, `multiply`(x_AD, w_EDO, size_E) for each matrix, and back."""
   N, C = chosen_NC.shape
-  E = len(gate_EDM)
+  E = len(weights.gate_EDM)
   expert_A = chosen_NC.reshape(-1)
   expert_A = jnp.where((expert_A >= 0) & (expert_A < E), expert_A, E)
   size_E = (expert_A[:, None] == jnp.arange(E)).sum(0, dtype=jnp.int32)
   order_A = jnp.argsort(expert_A)
   back_A = jnp.argsort(order_A)
-  x_AD = permute(jnp.repeat(x_ND, C, axis=0), order_A, back_A)
-  hidden_AM = activate(multiply(x_AD, gate_EDM, size_E), multiply(x_AD, up_EDM, size_E))
-  y_AD = multiply(hidden_AM, down_EMD, size_E)
+  x_AD = jnp.repeat(x_ND, C, axis=0)
+  if weighs == 'input':
+    x_AD = (x_AD * weight_NC.reshape(-1, 1)).astype(x_ND.dtype)
+    weight_NC = jnp.ones_like(weight_NC)
+  x_AD = permute(x_AD, order_A, back_A)
+
+  def apply(x_AD, w_EDO, bias_EO):
+    y_AO = multiply(x_AD, w_EDO, size_E)
+    if bias_EO is None:
+      return y_AO
+    return y_AO + by_rows(bias_EO, expert_A[order_A]).astype(y_AO.dtype)
+
+  gate_AM = apply(x_AD, weights.gate_EDM, weights.gate_bias_EM)
+  up_AM = apply(x_AD, weights.up_EDM, weights.up_bias_EM)
+  y_AD = apply(activate(gate_AM, up_AM), weights.down_EMD, weights.down_bias_ED)
   y_NCD = permute(y_AD, back_A, order_A).reshape(N, C, -1)
   ours_NC = (expert_A < E).reshape(N, C)
   y_NCD = jnp.where(ours_NC[:, :, None], y_NCD, 0)  # what no expert wrote may be anything
   return jnp.einsum('nc,ncd->nd', weight_NC, y_NCD.astype(jnp.float32)).astype(x_ND.dtype)
+
+
+def by_rows(bias_EO, expert_A):
+  """bias[expert], or 0 where it is none of them, as a product: the derivative of a gather would add
+  up in any order on a GPU."""
+  one_AE = (expert_A[:, None] == jnp.arange(len(bias_EO))).astype(bias_EO.dtype)
+  return jnp.matmul(one_AE, bias_EO, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_vjp

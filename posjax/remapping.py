@@ -96,8 +96,8 @@ def moved(scheme: Scheme, hook: str, params, spectrum, x_LHK, pos_L, far_L):
   them where they are, at pos_L."""
   if isinstance(scheme, Around) and isinstance(scheme.scheme, Parts):
     raise ValueError(
-      'In latent attention, far keys are seen from other places by a single scheme only. Use one, '
-      'or an extension that changes numbers, e.g. linear.'
+      'In latent attention, and before model.qk_norm_after, far keys are seen from other places by '
+      'a single scheme only. Use one, or an extension that changes numbers, e.g. linear.'
     )
   if not isinstance(scheme, Parts):
     place_L = pos_L if spectrum.far is None else far_L

@@ -25,11 +25,13 @@ RULES = (
   (r'_DV$|_DX$|_DM$', P('fsdp', 'tensor')),  # head; query, key, value; gate, up
   (r'_VD$|_XD$|_MD$', P('tensor', 'fsdp')),  # embedding; attention output; down
   (r'(scale|bias)_D$', P()),  # of norms; biases of what is added to the residual stream
+  (r'null_H$', P()),  # a number for each head
   (r'bias_(X|M|V)$', P('tensor')),
   (r'_CX$', P('fsdp', 'tensor')),  # of latent attention: heads from a latent
   (r'_DC$|_DR$', P('fsdp', None)),  # and what all heads share
   (r'_EDM$', P('tensor', 'fsdp', None)),  # experts, each whole along tensor: gate, up
   (r'_EMD$', P('tensor', None, 'fsdp')),  # down
+  (r'bias_(EM|ED)$', P('tensor', None)),  # theirs
   (r'router_DE$|bias_E$', P()),  # small, and every device chooses for its tokens
   (r'\b(count|step)$', P()),  # of the optimizer
 )

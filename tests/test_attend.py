@@ -13,7 +13,9 @@ from posjax.attend.rows import along_diagonals, spread
 K, V = 4, 3
 
 
-def by_definition(q_LHK, k_LGK, v_LGV, query, key, scale, temperature=1.0, window=None, bias=None):
+def by_definition(
+  q_LHK, k_LGK, v_LGV, query, key, scale, temperature=1.0, window=None, bias=None, null_H=None
+):
   """Causal attention in float64, one pair of tokens after the other; bias(h, i, j) in logits."""
   (Lq, H, _), (Lk, G, _) = q_LHK.shape, k_LGK.shape
   q_LHK, k_LGK, v_LGV = np.float64(q_LHK), np.float64(k_LGK), np.float64(v_LGV)
@@ -30,8 +32,9 @@ def by_definition(q_LHK, k_LGK, v_LGV, query, key, scale, temperature=1.0, windo
           continue
         s = scale * (q_LHK[i, h] @ k_LGK[j, g]) + (bias(h, i, j) if bias else 0.0)
         logit[j] = temperature * s
-      top = max(logit.values())
-      total = sum(np.exp(s - top) for s in logit.values())
+      null = [] if null_H is None else [float(null_H[h])]
+      top = max(*logit.values(), *null, -np.inf)
+      total = sum(np.exp(s - top) for s in [*logit.values(), *null])
       for j, s in logit.items():
         out_LHV[i, h] += np.exp(s - top) / total * v_LGV[j, g]
   return out_LHV
@@ -101,6 +104,37 @@ def test_every_form_is_the_definition(rng, tolerance, form, H, G):
     exact(None, bias),
   ):
     assert np.abs(got_LHV - wrong).max() > 0.01
+
+
+NULL = {
+  'dense': lambda *args: dense(*args),
+  'tiled': lambda *args: tiled(*args[:-1], (4, 3), args[-1]),
+  'step': lambda q, k, v, *rest: step(q, jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1), *rest),
+}
+
+
+@pytest.mark.parametrize('shift', [0, -300, 300], ids='null {}'.format)
+@pytest.mark.parametrize('form', NULL)
+def test_a_logit_without_a_value_joins_the_softmax_of_every_form(rng, tolerance, form, shift):
+  """As large as the others, and so far off that it takes nothing, or everything."""
+  L, H = 13, 4
+  q_LHK, k_LGK, v_LGV = vectors(rng, L, H, 2)
+  slope_H, null_H = np.float32(rng.normal(size=(2, H)))
+  null_H += np.float32(shift)
+  both = rows(L, segments=[1] * 6 + [2] * 5 + [0] * 2)
+  logits = Logits(scale=0.7, mask=Mask(window=4), score=repel)
+  run = jax.jit(NULL[form], static_argnums=5)
+  got_LHV = run(q_LHK, k_LGK, v_LGV, both, both, logits, 1.6, (slope_H,), jnp.asarray(null_H))
+  bias = lambda h, i, j: -float(slope_H[h]) * abs(i - j) ** 0.5
+  exact = functools.partial(by_definition, q_LHK, k_LGK, v_LGV, both, both, 0.7, 1.6, 4, bias)
+  np.testing.assert_allclose(got_LHV, exact(null_H), atol=tolerance(L * K))
+  if not shift:
+    for wrong in (exact(None), exact(null_H * 1.6), exact(null_H * 0.7)):
+      assert np.abs(got_LHV - wrong).max() > 0.01
+  elif shift < 0:
+    np.testing.assert_allclose(got_LHV, exact(None), atol=tolerance(L * K))
+  else:
+    assert not np.asarray(got_LHV).any()
 
 
 @pytest.mark.parametrize('form', FORM)
@@ -222,7 +256,7 @@ def test_masks_that_mean_nothing_are_refused(settings, text):
 
 
 @functools.cache
-def gradients(form, Lq, Lk, start, sizes, window, contiguous, segmented, H=2, G=1):
+def gradients(form, Lq, Lk, start, sizes, window, contiguous, segmented, H=2, G=1, null=False):
   """Output and all gradients of a form with a score that has parameters and features."""
   rng = np.random.default_rng(7)
   q_LHK, k_LGK, v_LGV = vectors(rng, Lq, H, G, Lk=Lk)
@@ -236,18 +270,21 @@ def gradients(form, Lq, Lk, start, sizes, window, contiguous, segmented, H=2, G=
   logits = Logits(scale=0.5, mask=Mask(window=window), score=score)
   operator = dense if form == 'dense' else functools.partial(tiled, sizes=sizes)
 
-  def total(q_LHK, k_LGK, v_LGV, cq_LH, ck_LH, temperature, operands):
+  def total(q_LHK, k_LGK, v_LGV, cq_LH, ck_LH, temperature, operands, null_H):
     segment_I = None if segment_L is None else segment_L[start : start + Lq]
     query = rows(Lq, start, segment_I, {'c_LH': cq_LH}, contiguous)
     key = rows(Lk, 0, segment_L, {'c_LH': ck_LH}, contiguous)
-    out_LHV = operator(q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands)
+    out_LHV = operator(
+      q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands, null_H=null_H
+    )
     return jnp.sum(out_LHV * weight_LHV), out_LHV
 
   arguments = (
     q_LHK, k_LGK, v_LGV, c_LH[start : start + Lq], c_LH, jnp.float32(1.3),
     (jnp.asarray(rng.normal(size=H), jnp.float32), jnp.float32(0.8)),
+    jnp.asarray(rng.normal(size=H), jnp.float32) if null else None,
   )  # fmt: skip
-  (_, out_LHV), grads = jax.jit(jax.value_and_grad(total, range(7), has_aux=True))(*arguments)
+  (_, out_LHV), grads = jax.jit(jax.value_and_grad(total, range(8), has_aux=True))(*arguments)
   return out_LHV, grads
 
 
@@ -267,12 +304,14 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize('null', [False, True], ids=['', 'null'])
 @pytest.mark.parametrize('case', CASES)
-def test_tiled_equals_dense_in_values_and_gradients(case, tolerance):
-  """To queries, keys, values, features of both, temperature and parameters of the score."""
+def test_tiled_equals_dense_in_values_and_gradients(case, null, tolerance):
+  """To queries, keys, values, features of both, temperature and parameters of the score; and to
+  logits that join the softmax."""
   Lq, Lk, start, sizes, window, contiguous, segmented = CASES[case]
-  ours = gradients('tiled', Lq, Lk, start, sizes, window, contiguous, segmented)
-  theirs = gradients('dense', Lq, Lk, start, None, window, False, segmented)
+  ours = gradients('tiled', Lq, Lk, start, sizes, window, contiguous, segmented, null=null)
+  theirs = gradients('dense', Lq, Lk, start, None, window, False, segmented, null=null)
   for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     size = max(1, float(jnp.abs(expected).max()))
     # A number per token sums over keys or queries, one that all tokens share over all pairs.
@@ -481,6 +520,7 @@ PLAIN = {
     ('gpu', {'unknown': 'sinks'}, 'tiled', 'not cudnn: it knows no sinks'),
     ('gpu', {'unknown': 'chunks', 'columns': None}, 'tiled', 'not cudnn: it knows no chunks'),
     ('tpu', {'unknown': 'chunks'}, 'tiled', 'not splash: it knows no chunks'),
+    ('gpu', {'unknown': 'null logit'}, 'tiled', 'not cudnn: it knows no null logit'),
     ('cpu', {'unknown': 'sinks'}, 'tiled', 'no fused kernel on cpu'),
     ('gpu', {'columns': 6}, 'cudnn', 'bias as 6 columns'),
     ('tpu', {}, 'splash', 'fused kernel of tpu'),

@@ -93,7 +93,8 @@ def test_heads_that_turn_differently_are_refused():
 @pytest.mark.parametrize('kv_heads', slow([1, 2, 4], 2))
 @pytest.mark.parametrize('name', slow([n for n in TURNED if TURNED[n] == 0], 'fox'))
 def test_what_does_not_turn_is_exact_at_full_rank(name, kv_heads, method, rng):
-  model, params = build(Layer(scheme=make(name)), kv_heads=kv_heads, layers=2)
+  layer = Layer(scheme=make(name), null_logit=kv_heads == 2)
+  model, params = build(layer, kv_heads=kv_heads, layers=2)
   most = min(D, 2 * kv_heads * K)
   assert errors(model, params, batch_of(rng), (most, 1), method=method)[0] < 1e-5
 
@@ -201,6 +202,7 @@ REFUSED = {
   'slice': ({}, {'slice': 6, 'stride': 2}, r'A slice of 6 .* --stride whose product is at most 8'),
   'latents': ({'model.latent.width': 4}, {}, r'latents of width 4 already. Convert a run whose'),
   'norms': ({'model.qk_norm': True}, {}, r'no norms of heads.*Convert a run without them'),
+  'norms after': ({'model.qk_norm_after': 1e-5}, {}, r'no norms of heads.*Convert a run without'),
   'biases': ({'model.biases': ('qkv',)}, {}, r"biases = \('qkv',\): .* Convert a run without"),
   'segments': ({'model.segment': 8}, {}, r'model\.segment = 8.*Convert a run without'),
 }  # fmt: skip

@@ -21,8 +21,12 @@ SIZES = {
 TOKENS_BL = np.random.default_rng(0).integers(V, size=(B, L))
 
 
-def decoder(window=None, cap=None, **changes):
-  layer = Layer(scheme=positions.Scheme(), mask=Mask(window=window), cap=cap)
+def decoder(window=None, cap=None, null_logit=False, qk_norm_after=None, **changes):
+  settings = {
+    'mask': Mask(window=window), 'cap': cap, 'null_logit': null_logit,
+    'qk_norm_after': qk_norm_after,
+  }  # fmt: skip
+  layer = Layer(scheme=positions.Scheme(), **settings)
   return Decoder(pattern=(layer,), **{**SIZES, **changes})
 
 
@@ -38,6 +42,7 @@ ACTIVATIONS = {
   'silu': lambda x: x / (1 + np.exp(-x)),
   'gelu': lambda x: x * np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))(x),
   'gelu_tanh': lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+  'gelu_sigmoid': lambda x: x / (1 + np.exp(-1.702 * x)),
   'relu': lambda x: np.maximum(x, 0),
   'relu2': lambda x: np.maximum(x, 0) ** 2,
 }
@@ -46,7 +51,8 @@ ACTIVATIONS = {
 def by_definition(
   params, tokens_L, *, H, G, K, seen, mlp='gated', activation=None, residual='sequential',
   norm='rms', norm_at='input', norm_epsilon=None, qk_norm='none', biases=(), embedding_scale=None,
-  embedding_norm=False, logit_cap=None, cap=None,
+  embedding_norm=False, logit_cap=None, cap=None, null_logit=False, gate_limit=np.inf,
+  gate_offset=0.0, qk_norm_after=None,
 ):  # fmt: skip
   """The model in float64, one token after the other; softmax attention without positions.
 
@@ -67,7 +73,9 @@ def by_definition(
   def feed(x, weights):
     up = biased(x @ weights['up_DM'], weights, 'up_bias_M', 'mlp')
     if mlp == 'gated':
-      up = up * active(biased(x @ weights['gate_DM'], weights, 'gate_bias_M', 'mlp'))
+      gate = biased(x @ weights['gate_DM'], weights, 'gate_bias_M', 'mlp')
+      up = np.clip(up, -gate_limit, gate_limit) + gate_offset
+      up = up * active(np.minimum(gate, gate_limit))
     else:
       up = active(up)
     return biased(up @ weights['down_MD'], weights, 'down_bias_D', 'mlp')
@@ -87,6 +95,8 @@ def by_definition(
         vectors = [long[h * K : h * K + K] for h in range(count)]
         if qk_norm == 'head' and kind != 'value':
           vectors = [normalise(v, a[f'{kind}_norm'], 'rms') for v in vectors]
+        if qk_norm_after is not None and kind != 'value':
+          vectors = [v / np.sqrt((v * v).mean() + qk_norm_after) for v in vectors]
         heads[kind].append(vectors)
     after_LD = []
     for i, x in enumerate(x_LD):
@@ -95,7 +105,9 @@ def by_definition(
         g = h // (H // G)
         s = np.array([heads['query'][i][h] @ heads['key'][j][g] / np.sqrt(K) for j in keys(i)])
         s = s if cap is None else cap * np.tanh(s / cap)
-        weight = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+        weight = np.exp(s - s.max())
+        nothing = np.exp(a['null_H'][h] - s.max()) if null_logit else 0
+        weight /= weight.sum() + nothing
         out.append(sum(w * heads['value'][j][g] for w, j in zip(weight, keys(i), strict=True)))
       out = biased(np.concatenate(out) @ a['output_XD'], a, 'output_bias_D', 'output')
       if norm_at in ('output', 'both'):
@@ -152,12 +164,16 @@ def everything(i):
     {'norm_at': 'both', 'residual': 'parallel', 'activation': 'gelu'},
     {'qk_norm': 'whole', 'norm_epsilon': 0.3, 'cap': 0.2, 'logit_cap': 0.7},
     {'norm_at': 'sum', 'norm': 'layer', 'norm_epsilon': 0.2, 'embedding_norm': True},
+    {'null_logit': True, 'cap': 0.5, 'gate_limit': 0.1, 'gate_offset': 0.7,
+     'activation': 'gelu_sigmoid'},
+    {'qk_norm_after': 0.3, 'biases': ('qkv',)},
   ],
   ids=[
     'gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed',
     'parallel, biases', 'one norm for both, head bias', 'norms at the output, epsilon',
     'norms at both, scale, output bias', 'norms at both, parallel',
-    'qk_norm of the whole, caps', 'norms of sums, embedding norm',
+    'qk_norm of the whole, caps', 'norms of sums, embedding norm', 'null logit, limited gate',
+    'qk_norm without scale',
   ],
 )  # fmt: skip
 def test_the_model_is_its_definition(changes, tolerance):
@@ -399,9 +415,13 @@ def test_bfloat16_activations_give_float32_logits_and_gradients(remat):
     ({'activation': 'swish'}, r"model.activation = 'swish' is unknown. Use one of: None, silu"),
     ({'residual': 'none'}, r"model.residual = 'none' is unknown. Use one of: sequential, par"),
     ({'qk_norm': True}, r"model.qk_norm = 'True' is unknown. Use one of: none, head, whole"),
+    ({'qk_norm_after': -1.0}, 'qk_norm_after = -1.0 is added to a mean square. Use 0 or more'),
     ({'cap': 0.0}, 'Logits capped at 0.0 are no logits'),
     ({'norm_at': 'pre'}, r"model.norm_at = 'pre' is unknown. Use one of: input, output, both"),
-    ({'biases': ('qkv', 'key')}, r"model.biases names 'key'. It may name: qkv, output, mlp, head"),
+    ({'biases': ('qkv', 'key')}, r"model.biases names 'key'. It may name: qkv, output, mlp, rout"),
+    ({'biases': ('router',)}, r"No layer has experts. Leave 'router' out of model.biases"),
+    ({'mlp': 'plain', 'gate_offset': 1.0}, 'Plain MLPs have no gate. Leave out model.gate_limit'),
+    ({'gate_limit': 0.0}, 'model.gate_limit = 0.0 lets nothing through. Use one above 0'),
     ({'norm_at': 'sum', 'residual': 'parallel'}, r"model.norm_at = 'sum' has none there"),
     ({'dtype': 'float64'}, "model.dtype = 'float64' is unknown"),
     ({'remat': 'all'}, r"model.remat = 'all' is unknown. Use one of: none, block, dots"),

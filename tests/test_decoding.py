@@ -101,6 +101,20 @@ def test_a_layer_that_sees_less_keeps_no_more_than_it_sees(name, sees, tokens_BL
   assert [layer.slots for layer in cache.layers] == [slots, L]
 
 
+@pytest.mark.parametrize('name', slow(('rope', 'shaw', 'cope', 'xl'), 'rope', 'shaw'))
+def test_a_logit_without_a_value_joins_the_softmax_of_a_cache_too(name, tokens_BL):
+  """Of steps, and of pieces that are read in tiles; where all is kept, and where not."""
+  layers = (
+    Layer(scheme=make(name), null_logit=True, mask=Mask(window=5)),
+    Layer(scheme=make(name), null_logit=True),
+  )
+  model, params = build(*layers)
+  assert params['blocks']['layer_1']['attention']['null_H'].shape == (1, 4)
+  found_BLV, _ = decoded(model, params, model.spectrum(), tokens_BL, PIECES)
+  expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
+  np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('sees', ['window', 'chunk'])
 def test_what_looks_back_at_inputs_does_so_from_a_ring_of_slots_too(sees, tokens_BL):
@@ -135,6 +149,30 @@ def test_an_extended_model_decodes_as_it_reads_the_whole_row(name, tokens_BL):
   expected_BLV = whole(model, params, spectrum, tokens_BL)
   assert np.abs(expected_BLV - whole(model, params, model.spectrum(), tokens_BL)).max() > 1e-3
   np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', slow(['yarn', 'rerope', 'log_n'], 'rerope', 'log_n'))
+def test_norms_after_the_scheme_come_after_every_way_to_turn(name, tokens_BL):
+  """They undo a scale, as YaRN's, but for the one by length; far keys have them where they stand;
+  a cache keeps keys with them, or as projected."""
+  layer = Layer(scheme=make('rope'), qk_norm_after=0.1)
+  model, params = build(layer, layer)
+  settings = {'yarn': {'attention_factor': 3.0}}.get(name, {})
+  spectrum = extend(model.spectrum(), name=name, **FAR[name] | settings)
+  expected_BLV = whole(model, params, spectrum, tokens_BL)
+  for turned in (True, False)[: 1 if name == 'rerope' else 2]:
+    found_BLV, _ = decoded(model, params, spectrum, tokens_BL, PIECES, turned=turned)
+    np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
+  plain = Layer(scheme=make('rope'))
+  without_BLV = whole(model.clone(pattern=(plain, plain)), params, spectrum, tokens_BL)
+  assert np.abs(expected_BLV - without_BLV).max() > 1e-3
+  as_trained_BLV = whole(model, params, model.spectrum(), tokens_BL)
+  assert np.abs(expected_BLV - as_trained_BLV).max() > 1e-3
+
+
+def test_norms_after_the_scheme_are_refused_where_logits_come_from_keys_as_projected(tokens_BL):
+  with pytest.raises(ValueError, match=r'PaTH computes logits from keys as projected.*qk_norm_a'):
+    build(Layer(scheme=make('path'), qk_norm_after=0.1))
 
 
 def test_keys_kept_as_projected_are_turned_by_the_spectrum_of_each_step(tokens_BL):

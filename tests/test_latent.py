@@ -24,8 +24,8 @@ SCHEMES = ('rope', 'none', 'alibi', 'fox', 't5', 'partial', 'pope', 'cope', 'xl'
 H, N = 4, 8
 
 
-def latent_model(name='rope', latent=LATENT, layers=1, **settings):
-  layer = Layer(scheme=make(name) if isinstance(name, str) else name)
+def latent_model(name='rope', latent=LATENT, layers=1, null=False, **settings):
+  layer = Layer(scheme=make(name) if isinstance(name, str) else name, null_logit=null)
   return build(layer, latent=latent, heads=H, kv_heads=H, head_width=N, layers=layers, **settings)
 
 
@@ -56,16 +56,18 @@ def by_loops(x_LD, w, latent, frequency_F):
         (q_N @ (latents[j] @ key_up) + q_R @ slices[j]) / np.sqrt(N + R) for j in range(i + 1)
       ])
       p = np.exp(s - s.max())
-      p /= p.sum()
+      p /= p.sum() + (np.exp(w['null_H'][h] - s.max()) if 'null_H' in w else 0)
       heads.append(sum(p[j] * (latents[j] @ value_up) for j in range(i + 1)))
     out_LD.append(np.concatenate(heads) @ w['output_XD'])
   assert len(latents[0]) == C
   return np.stack(out_LD)
 
 
-@pytest.mark.parametrize('norm', ['rms', None])
-def test_the_block_is_deepseeks(norm, rng):
-  layer, D, latent = Layer(scheme=make('rope')), 16, dataclasses.replace(LATENT, norm=norm)
+@pytest.mark.parametrize(('norm', 'null'), [('rms', False), (None, False), ('rms', True)])
+def test_the_block_is_deepseeks(norm, null, rng):
+  """And where a logit without a value joins."""
+  layer, D = Layer(scheme=make('rope'), null_logit=null), 16
+  latent = dataclasses.replace(LATENT, norm=norm)
   module = LatentAttention(layer=layer, latent=latent, heads=H, head_width=N, form='dense')
   spectrum = layer.scheme.spectrum(build_dims(D))
   x_BLD = rng.normal(size=(1, 9, D)).astype(np.float32)
@@ -86,11 +88,12 @@ def build_dims(D):
   return Dims(width=D, heads=H, kv_heads=1, head_width=LATENT.slice, length=64)
 
 
+@pytest.mark.parametrize('null', [False, True], ids=['', 'null'])
 @pytest.mark.parametrize('decode', ['absorbed', 'expanded'])
 @pytest.mark.parametrize('name', slow(SCHEMES, 'rope'))
-def test_either_form_reads_from_latents_what_the_whole_row_says(name, decode, rng):
+def test_either_form_reads_from_latents_what_the_whole_row_says(name, decode, null, rng):
   latent = dataclasses.replace(LATENT, decode=decode)
-  model, params = latent_model(name, latent)
+  model, params = latent_model(name, latent, null=null)
   tokens_BL = jnp.asarray(rng.integers(0, V, (2, L)), jnp.int32)
   found_BLV, cache = decoded(model, params, model.spectrum(), tokens_BL, PIECES)
   expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
@@ -101,7 +104,7 @@ def test_either_form_reads_from_latents_what_the_whole_row_says(name, decode, rn
 
 
 def test_tiles_find_what_the_definition_finds(rng):
-  model, params = latent_model('rope', dataclasses.replace(LATENT, query=None))
+  model, params = latent_model('rope', dataclasses.replace(LATENT, query=None), null=True)
   tokens_BL = jnp.asarray(rng.integers(0, V, (2, L)), jnp.int32)
   expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
   found_BLV = whole(model.clone(attention='tiled'), params, model.spectrum(), tokens_BL)
@@ -200,6 +203,11 @@ def test_what_makes_no_sense_is_refused_with_a_way_out(settings, message):
 def test_segments_are_refused():
   with pytest.raises(ValueError, match=r'no memory of segments.*segment = None'):
     build(Layer(scheme=make('rope'), segment=4), latent=LATENT, kv_heads=4)
+
+
+def test_norms_after_the_scheme_are_refused():
+  with pytest.raises(ValueError, match=r'norms on the latents\. Set model\.qk_norm_after = None'):
+    build(Layer(scheme=make('rope'), qk_norm_after=0.0), latent=LATENT, kv_heads=4)
 
 
 def test_far_keys_are_not_expanded(rng):

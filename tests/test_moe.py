@@ -1,7 +1,6 @@
 """Experts are held to loops in NumPy float64: who is chosen, what comes out, what is counted."""
 
 import dataclasses
-import functools
 import itertools
 import shutil
 
@@ -15,7 +14,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from posjax import metrics, moe, positions, sharding
-from posjax.activation import gate
+from posjax.activation import Gate
 from posjax.attention import Layer
 from posjax.balancing import balance, counts, imbalance, statistics
 from posjax.decoder import Decoder
@@ -24,7 +23,7 @@ from posjax.moe import FORMS, Experts, Routing, choose
 
 B, L, D, E, C, M = 2, 7, 6, 8, 3, 5
 MATRICES = ('gate_EDM', 'up_EDM', 'down_EMD')
-gated = functools.partial(gate, 'silu')
+gated = Gate(activation='silu')
 ROUTING = {'count': E, 'chosen': C, 'width': M}
 V2 = {'scores': 'softmax', 'groups': 4, 'groups_chosen': 2, 'group_best': 1, 'normalise': False}
 V3 = {'scores': 'sigmoid', 'groups': 4, 'groups_chosen': 2, 'group_best': 2, 'normalise': True}
@@ -38,7 +37,11 @@ CASES = [
   {**V3, 'scale': 2.5},
   {'groups': 2, 'groups_chosen': 1, 'group_best': 3},
   {'groups': 8, 'groups_chosen': 5, 'group_best': 1},
+  {'weighs': 'input'},
+  {'chosen': 1, 'normalise': False, 'weighs': 'input'},  # Llama 4
 ]
+BIASES = {'router_bias_E': (E,), 'gate_bias_EM': (E, M), 'up_bias_EM': (E, M),
+          'down_bias_ED': (E, D)}  # fmt: skip
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -110,11 +113,12 @@ def test_the_bias_chooses_but_weighs_nothing_and_gets_no_gradient():
 # --- what comes out -------------------------------------------------------------------------------
 
 
-def layer(form='tiled', **changes):
-  return Experts(Routing(**ROUTING | changes, form=form), activate=gated, output_scale=1.0)
+def layer(form='tiled', activate=gated, biases=(), **changes):
+  routing = Routing(**ROUTING | changes, form=form)
+  return Experts(routing, activate=activate, output_scale=1.0, biases=biases)
 
 
-def given(rng, **changes):
+def given(rng, biases=(), **changes):
   """x_BLD and parameters in float64."""
   r = Routing(**ROUTING | changes)
   params = {
@@ -124,6 +128,8 @@ def given(rng, **changes):
     'up_EDM': rng.normal(size=(E, D, M)) * D**-0.5,
     'down_EMD': rng.normal(size=(E, M, D)) * M**-0.5,
   }
+  if biases:
+    params |= {name: rng.normal(size=shape) for name, shape in BIASES.items()}
   return rng.normal(size=(B, L, D)), params, r
 
 
@@ -133,16 +139,24 @@ def apply(module, params, x_BLD, *args, **kwargs):
   return run(jax.tree.map(jnp.float32, params), jnp.float32(x_BLD), *args)
 
 
-def by_loop(params, x_BLD, r):
+def swiglu(gate_M, up_M):
+  return gate_M / (1 + np.exp(-gate_M)) * up_M
+
+
+def by_loop(params, x_BLD, r, activate=swiglu):
   """out_BLD, and count_E: token by token, expert by expert."""
+  bias = lambda name, *e: params[name][e] if name in params else 0
   out_BLD, count_E = np.zeros_like(x_BLD), np.zeros(E, int)
   for b, t in itertools.product(range(len(x_BLD)), range(x_BLD.shape[1])):
     x_D = x_BLD[b, t]
-    chosen = chosen_by_paper(scores(x_D @ params['router_DE'], r.scores), params['bias_E'], r)
+    logit_E = x_D @ params['router_DE'] + bias('router_bias_E')
+    chosen = chosen_by_paper(scores(logit_E, r.scores), params['bias_E'], r)
     for e, weight in chosen.items():
-      gate_M = x_D @ params['gate_EDM'][e]
-      hidden_M = gate_M / (1 + np.exp(-gate_M)) * (x_D @ params['up_EDM'][e])
-      out_BLD[b, t] += weight * hidden_M @ params['down_EMD'][e]
+      before, after = (weight, 1) if r.weighs == 'input' else (1, weight)
+      gate_M = before * x_D @ params['gate_EDM'][e] + bias('gate_bias_EM', e)
+      up_M = before * x_D @ params['up_EDM'][e] + bias('up_bias_EM', e)
+      down_D = activate(gate_M, up_M) @ params['down_EMD'][e] + bias('down_bias_ED', e)
+      out_BLD[b, t] += after * down_D
       count_E[e] += 1
   return out_BLD, count_E
 
@@ -156,6 +170,34 @@ def test_routed_output_is_that_of_a_loop_over_tokens_and_experts(form, changes, 
   atol = tolerance(D + M + C) * max(1, np.abs(expected_BLD).max())
   np.testing.assert_allclose(ours_BLD, expected_BLD, rtol=0, atol=atol)
   assert kept['loads']['count_E'][0].tolist() == count_E.tolist()
+
+
+CLAMPED = Gate(activation='gelu_sigmoid', limit=0.8, offset=1.0)
+
+
+def clamped(gate_M, up_M):
+  gate_M, up_M = np.minimum(gate_M, 0.8), np.clip(up_M, -0.8, 0.8)
+  return gate_M / (1 + np.exp(-1.702 * gate_M)) * (up_M + 1)
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize(
+  'changes', [{'scores': 'softmax'}, {'weighs': 'input', 'chosen': 1}], ids=str
+)
+def test_experts_have_biases_limits_and_an_offset(form, changes, rng, tolerance):
+  """With softmax scores, gpt-oss's; a softmax over the chosen logits alone is the same."""
+  settings = {'biases': ('router', 'experts'), **changes}
+  x_BLD, params, r = given(rng, **settings)
+  expected_BLD, count_E = by_loop(params, x_BLD, r, clamped)
+  ours_BLD, kept = apply(layer(form, CLAMPED, **settings), params, x_BLD, mutable=['loads'])
+  atol = tolerance(D + M + C) * np.abs(expected_BLD).max()
+  np.testing.assert_allclose(ours_BLD, expected_BLD, rtol=0, atol=atol)
+  assert kept['loads']['count_E'][0].tolist() == count_E.tolist()
+  if r.scores == 'softmax':
+    logit_E = x_BLD[0, 0] @ params['router_DE'] + params['router_bias_E']
+    chosen = chosen_by_paper(scores(logit_E, 'softmax'), params['bias_E'], r)
+    alone_C = np.exp([logit_E[e] for e in chosen])
+    np.testing.assert_allclose([*chosen.values()], alone_C / alone_C.sum())
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -197,7 +239,11 @@ def test_tiles_of_any_size_hold_each_row_once(tile, rng, tolerance, monkeypatch)
 
 
 @pytest.mark.parametrize('form', ['tiled', 'ragged'])
-@pytest.mark.parametrize('changes', [{}, V2, V3], ids=['plain', 'V2', 'V3'])
+@pytest.mark.parametrize(
+  'changes',
+  [{}, V2, V3, {'weighs': 'input', 'normalise': False}, {'biases': ('router', 'experts')}],
+  ids=['plain', 'V2', 'V3', 'input', 'biases'],
+)
 def test_gradients_are_those_of_the_dense_loop(form, changes, rng, tolerance):
   x_BLD, params, _ = given(rng, **changes)
   weight_BLD = jnp.float32(rng.normal(size=x_BLD.shape))
@@ -211,7 +257,8 @@ def test_gradients_are_those_of_the_dense_loop(form, changes, rng, tolerance):
     )
 
   ours, theirs = gradients(form), gradients('dense')
-  assert not ours[0]['bias_E'].any() and ours[0]['router_DE'].any()
+  assert not ours[0]['bias_E'].any()
+  assert all(x.any() for name, x in ours[0].items() if name != 'bias_E')
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     scale = max(1, float(jnp.abs(b).max()))
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(B * L + D) * scale)
@@ -222,12 +269,13 @@ def test_devices_that_hold_some_of_the_experts_add_up_to_all(form, rng, toleranc
   """With rows that are nobody's there, or everybody's."""
   x_BLD, params, r = given(rng)
   params = jax.tree.map(jnp.float32, params)
-  x_ND, w = jnp.float32(x_BLD).reshape(-1, D), [params[n] for n in MATRICES]
+  x_ND, w = jnp.float32(x_BLD).reshape(-1, D), moe.Weights(*[params[n] for n in MATRICES])
   score_NE = jax.nn.sigmoid(x_ND @ params['router_DE']).at[::2, :2].add(-1)
   chosen_NC, weight_NC = choose(score_NE, params['bias_E'], r)
-  mix = jax.jit(lambda chosen_NC, *w: FORMS[form](x_ND, chosen_NC, weight_NC, *w, activate=gated))
-  parts = [mix(chosen_NC - a, *(x[a:b] for x in w)) for a, b in ((0, 2), (2, 3), (3, E))]
-  whole_ND = mix(chosen_NC, *w)
+  mix = jax.jit(lambda chosen_NC, w: FORMS[form](x_ND, chosen_NC, weight_NC, w, activate=gated))
+  cut = lambda a, b: jax.tree.map(lambda x: x[a:b], w)
+  parts = [mix(chosen_NC - a, cut(a, b)) for a, b in ((0, 2), (2, 3), (3, E))]
+  whole_ND = mix(chosen_NC, w)
   np.testing.assert_allclose(
     sum(parts), whole_ND, rtol=0, atol=tolerance(D + M) * float(jnp.abs(whole_ND).max())
   )
@@ -256,7 +304,7 @@ def test_the_router_chooses_in_float32_whatever_the_activations_are(rng):
 def test_shared_experts_are_one_gated_mlp_beside_the_routed_ones(rng):
   x_BLD, params, r = given(rng)
   r = dataclasses.replace(r, shared=2)
-  module = MixedMLP(r, output_scale=1.0, activation='silu', mesh=None)
+  module = MixedMLP(r, output_scale=1.0, gate=gated, mesh=None)
   whole = jax.jit(module.init)(jax.random.key(0), jnp.float32(x_BLD))['params']
   assert whole['shared']['up_DM'].shape == (D, 2 * M)
   whole |= {'experts': params}
@@ -450,6 +498,8 @@ def test_each_device_holds_whole_experts_and_parts_of_their_matrices():
       'down_EMD': jax.ShapeDtypeStruct((3, 16, 12, 32), 'float32'),
       'router_DE': jax.ShapeDtypeStruct((3, 32, 16), 'float32'),
       'bias_E': jax.ShapeDtypeStruct((3, 16), 'float32'),
+      'up_bias_EM': jax.ShapeDtypeStruct((3, 16, 12), 'float32'),
+      'down_bias_ED': jax.ShapeDtypeStruct((3, 16, 32), 'float32'),
     },
     AbstractMesh(tuple(sizes.values()), tuple(sizes)),
   )
@@ -458,6 +508,8 @@ def test_each_device_holds_whole_experts_and_parts_of_their_matrices():
     'down_EMD': P(None, 'tensor', None, 'fsdp'),
     'router_DE': P(None, None, None),
     'bias_E': P(None, None),
+    'up_bias_EM': P(None, 'tensor', None),
+    'down_bias_ED': P(None, 'tensor', None),
   }
 
 
@@ -476,6 +528,7 @@ def test_each_device_holds_whole_experts_and_parts_of_their_matrices():
     ({'width': 0}, r'experts.width = 0. Use a whole number >= 1'),
     ({'shared': -1}, r'experts.shared = -1. Use 0 for none, or more'),
     ({'scores': 'tanh'}, r"experts.scores = 'tanh' is unknown. Use one of: sigmoid, softmax"),
+    ({'weighs': 'both'}, r"experts.weighs = 'both' is unknown. Use one of: output, input"),
     ({'form': 'fast'}, r"experts.form = 'fast' is unknown. Use one of: auto, dense, tiled, rag"),
   ],
 )

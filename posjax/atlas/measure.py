@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posjax.attend import Logits, Mask, Rows, Tile
+from posjax.attend.rows import weights as softmax
 from posjax.attention import encoded, scored
 from posjax.extension import Spectrum, applicable, extend, takes
 from posjax.positions import Dims, Scheme
@@ -108,9 +109,9 @@ def on_device(spectrum):
   return jax.tree.map(jnp.float32, spectrum)
 
 
-def weights(s_HIJ: np.ndarray) -> np.ndarray:
-  """p_HIJ, the softmax over keys; exactly 0 where hidden."""
-  return np.asarray(jax.nn.softmax(s_HIJ, axis=-1))
+def weights(s_HIJ: np.ndarray, null_H=None) -> np.ndarray:
+  """p_HIJ, the softmax over keys, and a null logit if there is one; exactly 0 where hidden."""
+  return np.asarray(softmax(s_HIJ, null_H))
 
 
 def along_diagonals(s_HIJ: np.ndarray) -> np.ndarray:

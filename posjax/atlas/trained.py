@@ -133,9 +133,11 @@ def attention(trained: Trained) -> Attention:
       stack, repetition, n = layers.place(model, layer)
       weight_BHR = []
       for document in zip(*(x[repetition] for x in stacks[stack][n]), strict=True):
+        null_RH = layers.null_logits(trained.params, stack, n)
         p_HIJ = weights_of(
-          model.pattern[n], trained.position(layer), spectra[n], *document, pos_L
-        )
+          model.pattern[n], trained.position(layer), spectra[n], *document, pos_L,
+          None if null_RH is None else null_RH[repetition],
+        )  # fmt: skip
         if recipe == PLAIN and not weight_BHR:
           maps.append(p_HIJ[:, :length, :length])
         weight_BHR.append(measure.along_diagonals(p_HIJ))
@@ -154,7 +156,9 @@ def attention(trained: Trained) -> Attention:
 projected = jax.jit(layers.projected, static_argnames='model')
 
 
-def weights_of(layer: Layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L) -> np.ndarray:
+def weights_of(
+  layer: Layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L, null_H=None
+) -> np.ndarray:
   """p_HIJ of one layer on one document, under whatever the spectrum says of far keys."""
   layer = layer.under(spectrum, q_LHK.shape[-1] ** -0.5)
   s_HIJ = measure.score_map(
@@ -164,4 +168,4 @@ def weights_of(layer: Layer, params, spectrum, x_LD, q_LHK, k_LGK, pos_L) -> np.
     place_L = np.arange(len(x_LD))
     oldest_I = place_L // layer.segment * layer.segment - layer.memory
     s_HIJ = jnp.where(place_L >= oldest_I[:, None], s_HIJ, HIDDEN)
-  return measure.weights(s_HIJ)
+  return measure.weights(s_HIJ, null_H)

@@ -3,6 +3,9 @@
   logit[h,i,j] = temperature[h] score(scale * q[h,i] . k[g(h),j]),   g(h) = h // (H / G)
   out[h,i]     = sum over the keys j that the mask lets i see of softmax_j(logit[h,i,j]) v[g(h),j]
 
+Where it is given, null[h] is one logit more of each softmax, which has no value: it takes weight
+from the keys (gpt-oss, whose code calls it a sink).
+
 `dense` is the definition; every other form is tested against it, values and gradients:
 
   dense    all logits at once; memory B x H x L x L
@@ -66,7 +69,7 @@ def choose(
     packed: rows hold several documents, told apart by segments.
     length: tokens of a row; width: of a head, as the scheme leaves it, without columns.
     dtype: of queries, keys and values.
-    unknown: what no fused kernel knows of, for people: 'sinks', 'chunks'.
+    unknown: what no fused kernel knows of, for people: 'sinks', 'chunks', 'null logit'.
     platform: 'cpu', 'gpu' or 'tpu'; the one JAX runs on by default.
 
   Raises ValueError where a fused form was asked for and cannot run.
@@ -134,6 +137,7 @@ def attend(
   temperature=1.0,
   operands=(),
   form: str = 'tiled',
+  null_H: jax.Array | None = None,
 ) -> jax.Array:
   """out_BLHV in the type of v, by the form that `choose` returned.
 
@@ -141,7 +145,9 @@ def attend(
     for all.
   temperature, operands: of `Logits`, shared by the batch.
 
-  Raises ValueError if a fused form is given a score, sinks or chunks.
+  null_H: shared by the batch; neither score nor temperature acts on it.
+
+  Raises ValueError if a fused form is given a score, sinks, chunks or a null logit.
   """
   if form != 'dense' and logits.plain:
     # Once per query instead of once per logit, and no derivative of it to sum over every tile. In
@@ -154,12 +160,16 @@ def attend(
       raise ValueError(f"'{form}' cannot run a score. Use 'tiled', or the scheme's columns.")
     if logits.mask.counts_from_begin:
       raise ValueError(f"'{form}' knows neither sinks nor chunks. Use 'tiled'.")
+    if null_H is not None:
+      raise ValueError(f"'{form}' knows no null logit. Use 'tiled'.")
     fused = cudnn if form == 'cudnn' else splash
     return fused(q_BLHK, k_BLGK, v_BLGV, query_B, logits)
   operator = {'dense': dense, 'tiled': tiled}[form]
 
   def one_sequence(q_LHK, k_LGK, v_LGV, query, key):
-    return operator(q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands)
+    return operator(
+      q_LHK, k_LGK, v_LGV, query, key, logits, temperature, operands, null_H=null_H
+    )
 
   return jax.vmap(one_sequence, in_axes=(0, 0, 0, query_B.axes, key_B.axes))(
     q_BLHK, k_BLGK, v_BLGV, query_B, key_B

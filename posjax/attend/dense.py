@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from posjax.attend.rows import Logits, Rows, Tile
+from posjax.attend.rows import Logits, Rows, Tile, weights
 
 
 def dense(
@@ -15,6 +15,7 @@ def dense(
   logits: Logits,
   temperature=1.0,
   operands=(),
+  null_H: jax.Array | None = None,
 ) -> jax.Array:
   """out_LHV of one sequence: softmax in float32, products in the type of the inputs."""
   group = q_LHK.shape[1] // k_LGK.shape[1]
@@ -26,7 +27,7 @@ def dense(
   table_M = logits.tabled(operands, query, key)
   tile = Tile(query, key, logits.mask, table_M)
   s_HIJ, _ = logits(temperature, operands, raw_HIJ, tile, logits.begin(operands, query))
-  p_HIJ = jax.nn.softmax(s_HIJ, axis=-1)
+  p_HIJ = weights(s_HIJ, null_H)
   out_LHV = jnp.einsum(
     'hij,jhv->ihv', p_HIJ.astype(v_LHV.dtype), v_LHV, preferred_element_type=jnp.float32
   )

@@ -195,6 +195,17 @@ def along_diagonals(q_HIK: Array, table_HKM: Array) -> Array:
   return jnp.concatenate(blocks, axis=1)
 
 
+def weights(s_HIJ: Array, null_H: Array | None = None) -> Array:
+  """p_HIJ = softmax_j(s[h,i,j]), in which the logit null[h] joins where there is one: it has no
+  value, so that the weights of a row sum to less than 1."""
+  if null_H is None:
+    return jax.nn.softmax(s_HIJ, axis=-1)
+  null_H11 = null_H[:, None, None]
+  top_HI1 = lax.stop_gradient(jnp.maximum(s_HIJ.max(-1, keepdims=True), null_H11))
+  p_HIJ = jnp.exp(s_HIJ - top_HI1)
+  return p_HIJ / (p_HIJ.sum(-1, keepdims=True) + jnp.exp(null_H11 - top_HI1))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
   """Which keys a query sees; packed documents and padding come on top, as segments of `Rows`.

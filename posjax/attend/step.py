@@ -10,7 +10,7 @@ Axes: I queries, R slots of a cache, H query heads, G key/value heads, Z = H / G
 import jax
 import jax.numpy as jnp
 
-from posjax.attend.rows import Logits, Rows, Tile
+from posjax.attend.rows import Logits, Rows, Tile, weights
 
 
 def step(
@@ -22,6 +22,7 @@ def step(
   logits: Logits,
   temperature=1.0,
   operands=(),
+  null_H: jax.Array | None = None,
 ) -> jax.Array:
   """out_IHV of one sequence, equal to `dense` up to the order of sums.
 
@@ -37,7 +38,7 @@ def step(
   tile = Tile(query, key, logits.mask, logits.tabled(operands, query, key))
   begin = logits.begin(operands, query)
   s_HIR, _ = logits(temperature, operands, raw_GZR.reshape(H, I, R), tile, begin)
-  p_HIR = jax.nn.softmax(s_HIR, axis=-1)
+  p_HIR = weights(s_HIR, null_H)
   p_GZR = p_HIR.reshape(G, H // G * I, R).astype(v_GRV.dtype)
   out_GZV = jnp.matmul(p_GZR, v_GRV, preferred_element_type=jnp.float32)
   out_HIV = out_GZV.reshape(H, I, V)

@@ -20,6 +20,7 @@ def summarise(
   temperature=1.0,
   operands=(),
   sizes: tuple[int, int] | None = None,
+  null_H: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Of the weights p over the keys that each query of one sequence sees, x_LH:
 
@@ -28,7 +29,8 @@ def summarise(
     spread: entropy / ln of how many keys are seen: 1 if all weigh the same; 0 if there is but one
     sink: sum p[j] over the keys of sink_L
 
-  sizes: as of `tiled`; so are the rows.
+  sizes: as of `tiled`; so are the rows. null_H: its weight, which no key has, counts as a sink's;
+  the other numbers are those of the keys among themselves.
   """
   (I, J), q_HLK, k_GLK, *rows = arranged(q_LHK, k_LGK, query, key, logits, operands, sizes)
   H, Lk = len(q_HLK), k_GLK.shape[1]
@@ -51,13 +53,17 @@ def summarise(
     return new_HI, (sum_HI, log_HI, far_HI, first_HI), keys_I + tile.visible_IJ.sum(-1)
 
   def end(sums):
-    _, (sum_HI, log_HI, far_HI, first_HI), keys_I = sums
+    top_HI, (sum_HI, log_HI, far_HI, first_HI), keys_I = sums
     entropy_HI = jnp.log(sum_HI) - log_HI / sum_HI
+    sink_HI = first_HI / sum_HI
+    if null_H is not None:
+      keys_HI = jax.nn.sigmoid(top_HI + jnp.log(sum_HI) - null_H[:, None])  # the weight they share
+      sink_HI = 1 - keys_HI * (1 - sink_HI)
     return {
       'distance': far_HI / sum_HI,
       'entropy': entropy_HI,
       'spread': jnp.where(keys_I > 1, entropy_HI / jnp.log(jnp.maximum(keys_I, 2)), 0),
-      'sink': first_HI / sum_HI,
+      'sink': sink_HI,
     }
 
   start = jnp.full((H, I), HIDDEN), (jnp.zeros((H, I)),) * 4, jnp.zeros(I, int)

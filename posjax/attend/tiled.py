@@ -33,6 +33,7 @@ def tiled(
   temperature=1.0,
   operands=(),
   sizes: tuple[int, int] | None = None,
+  null_H: jax.Array | None = None,
 ) -> jax.Array:
   """out_LHV of one sequence, equal to `dense` up to the order of sums.
 
@@ -41,7 +42,7 @@ def tiled(
   """
   sizes, q_HLK, k_GLK, *rows = arranged(q_LHK, k_LGK, query, key, logits, operands, sizes)
   v_GLV = _by_head(v_LGV, k_GLK.shape[1])
-  out_HLV = _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, *rows, temperature, operands)
+  out_HLV = _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, *rows, temperature, operands, null_H)
   return jnp.swapaxes(out_HLV, 0, 1)[: len(q_LHK)]
 
 
@@ -76,11 +77,13 @@ def _with_segments(rows: Rows) -> Rows:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands):
-  return _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands)[0]
+def _tiled(logits, sizes, q_HLK, k_GLK, v_GLV, *inputs):
+  return _forward(logits, sizes, q_HLK, k_GLK, v_GLV, *inputs)[0]
 
 
-def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands):
+def _forward(
+  logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, null_H
+):
   """The output, and what the derivative needs: inputs, output, log-sum-exp of each row."""
   H, Lq, _ = q_HLK.shape
   V = v_GLV.shape[-1]
@@ -98,6 +101,11 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperatur
 
   def end(sums):
     out_HIV, top_HI, sum_HI = sums
+    if null_H is not None:  # one key more, whose value is 0
+      new_HI = jnp.maximum(top_HI, null_H[:, None])
+      shrink_HI = jnp.exp(top_HI - new_HI)
+      out_HIV, top_HI = out_HIV * shrink_HI[..., None], new_HI
+      sum_HI = sum_HI * shrink_HI + jnp.exp(null_H[:, None] - new_HI)
     return (out_HIV / sum_HI[..., None]).astype(v_GLV.dtype), top_HI + jnp.log(sum_HI)
 
   I = sizes[0]
@@ -105,7 +113,7 @@ def _forward(logits, sizes, q_HLK, k_GLK, v_GLV, query, key, table_R, temperatur
   inputs = q_HLK, k_GLK, query, key, table_R, temperature, operands
   out_THIV, lse_THI = over_tiles(logits, sizes, *inputs, start, add, end)
   out_HLV = jnp.moveaxis(out_THIV, 0, 1).reshape(H, Lq, V)
-  saved = q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI
+  saved = q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, null_H, out_HLV, lse_THI
   return out_HLV, saved
 
 
@@ -166,7 +174,7 @@ class _Keys:
 
 def _backward(logits, sizes, saved, g_HLV):
   """Cotangents of all but the static arguments, summed tile by tile as they are recomputed."""
-  q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, out_HLV, lse_THI = saved
+  q_HLK, k_GLK, v_GLV, query, key, table_R, temperature, operands, null_H, out_HLV, lse_THI = saved
   I, J = sizes
   shared, Lq = (temperature, operands), q_HLK.shape[1]
   delta_HL = (g_HLV.astype(jnp.float32) * out_HLV).sum(-1)
@@ -191,6 +199,10 @@ def _backward(logits, sizes, saved, g_HLV):
   more, dkey_L = pull_prepared(_cast(dfeatures_L, features_L))
   dtemperature, doperands = _cast(_sum(dshared, (_zeros(temperature), more)), shared)
   dquery_L = jax.tree.map(lambda x: x.reshape(Lq, *x.shape[2:]), dquery_TI)
+  dnull_H = None
+  if null_H is not None:  # p (dp - delta) as of any logit, with dp = 0
+    lse_HL = jnp.moveaxis(lse_THI, 0, 1).reshape(-1, Lq)
+    dnull_H = -(jnp.exp(null_H[:, None] - lse_HL) * delta_HL).sum(-1).astype(null_H.dtype)
   return (
     jnp.moveaxis(dq_THIK, 0, 1).reshape(q_HLK.shape).astype(q_HLK.dtype),
     jnp.swapaxes(dk_GKL, 1, 2).astype(k_GLK.dtype),
@@ -200,6 +212,7 @@ def _backward(logits, sizes, saved, g_HLV):
     _cast(dtable_R, table_R),
     dtemperature,
     doperands,
+    dnull_H,
   )
 
 

@@ -64,9 +64,11 @@ def latent_config(config: ConfigDict, *, rank: int, slice: int, stride: int = 1)
       f'The run has latents of width {model.latent.width} already. Convert a run whose heads have '
       'keys and values of their own, or train this one on: --config.init_from.'
     )
-  if model.qk_norm != 'none' or set(model.biases) & {'qkv', 'output'}:
+  norms = model.qk_norm != 'none' or model.qk_norm_after is not None
+  if norms or set(model.biases) & {'qkv', 'output'}:
     raise ValueError(
-      f'The run was trained with model.qk_norm = {model.qk_norm} and model.biases = '
+      f'The run was trained with model.qk_norm = {model.qk_norm}, model.qk_norm_after = '
+      f'{model.qk_norm_after} and model.biases = '
       f'{tuple(model.biases)}: latents have no norms of heads, and neither biases of queries, keys '
       'and values nor of what attention gives back. Convert a run without them.'
     )

@@ -94,7 +94,7 @@ def convert_weights(
     'slice_DR': np.concatenate([slice_DS.real, slice_DS.imag, slice_DZ], axis=-1),
     'key_up_CX': up_CGK[:, :G][:, group_H].reshape(rank, -1) / balance,
     'value_up_CX': up_CGK[:, G:][:, group_H].reshape(rank, -1),
-    'output_XD': np.float64(weights['output_XD']),
+    **{name: np.float64(weights[name]) for name in ('output_XD', 'null_H') if name in weights},
   }
 
 

@@ -144,11 +144,12 @@ def look(
       shared = layers.shared(model, params, n)
 
       def one_layer(layer, n=n, shared=shared):
-        own, vectors_BL = layer
+        own, null_H, vectors_BL = layer
         position = merged(shared, own), spectrum[n]
-        return attention_of(model.pattern[n], position, *vectors_BL, rows_B, sinks)
+        return attention_of(model.pattern[n], position, *vectors_BL, rows_B, sinks, null_H)
 
-      by_place.append(jax.lax.map(one_layer, (layers.own(params, stack, n), vectors_RBL)))
+      learned = layers.own(params, stack, n), layers.null_logits(params, stack, n)
+      by_place.append(jax.lax.map(one_layer, (*learned, vectors_RBL)))
     if by_place:  # the pattern again and again
       found.append(jax.tree.map(lambda *x_RBH: jnp.stack(x_RBH, axis=1), *by_place))
   flat = lambda x_RnBH: x_RnBH.reshape(-1, *x_RnBH.shape[2:])
@@ -156,7 +157,7 @@ def look(
 
 
 def attention_of(
-  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, rows_B: Rows, sinks: int
+  layer: Layer, position, x_BLD, q_BLHK, k_BLGK, rows_B: Rows, sinks: int, null_H=None
 ) -> dict[str, jax.Array]:
   """{name of NUMBERS: x_BH} of one layer, as `look`; its vectors before the scheme acts on them."""
   (B, L, H, K), spectrum = q_BLHK.shape, position[1]
@@ -173,7 +174,9 @@ def attention_of(
   temperature = layer.scheme.temperature(spectrum, H)
 
   def one(q_LHK, k_LGK, query, key, sink_L):
-    return summarise(q_LHK, k_LGK, query, key, sink_L, logits, temperature, position)
+    return summarise(
+      q_LHK, k_LGK, query, key, sink_L, logits, temperature, position, null_H=null_H
+    )
 
   x_XLH = jax.vmap(one, in_axes=(0, 0, query_X.axes, key_X.axes, 0))(
     q_XLHK, k_XWGK, query_X, key_X, sink_XW

@@ -20,7 +20,7 @@ from posjax import config as configs
 from posjax import data, sharding
 from posjax.decoder import Decoder, init_params
 from posjax.experiment import build
-from posjax.interop import family, gguf, table
+from posjax.interop import family, gguf, mxfp4, table
 from posjax.interop.files import PICKLES, Tensor, open_checkpoint, read_json
 from posjax.interop.keys import Keys
 
@@ -69,7 +69,7 @@ def open_directory(directory: str | Path) -> Opened:
   recipe = family.find(keys).read(keys)
   source = keys.take('torch_dtype', None) or keys.take('dtype', None)
   keys.check_all_read()
-  tensors = prefixed(open_checkpoint(directory), recipe.prefix)
+  tensors = prefixed(mxfp4.unpack(open_checkpoint(directory)), recipe.prefix)
   recipe, tensors = tie(recipe, tensors)
   config = complete(recipe, source)
   return Opened(

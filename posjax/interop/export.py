@@ -92,6 +92,7 @@ def describe(config: ConfigDict, model: Decoder, source: Mapping[str, Any] | Non
   """(config.json, the recipe that it reads as). Raises ValueError where there is none."""
   if source is not None:
     theirs = stretched(dict(source), config)
+    theirs.pop('quantization_config', None)  # what is written is not
     return theirs, read_back(theirs, config, model)
   reasons = []
   for name in family.names():
@@ -178,6 +179,8 @@ def facts(model: Decoder) -> dict[str, Any]:
   kinds = {layer.mlp or model.mlp for layer in model.pattern}
   if 'experts' not in kinds:
     found['experts'] = None
+  elif len(kinds) == 1:
+    found['mlp_width'] = None
   found['activation'] = model.activation or USUAL[model.mlp]
   if model.norm_epsilon is None:
     found['norm_epsilon'] = 1e-6 if model.norm == 'rms' else 1e-5

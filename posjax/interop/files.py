@@ -43,6 +43,10 @@ class Tensor:
       return np.zeros(self.shape, DTYPES[self.dtype])
     return np.memmap(self.file, DTYPES[self.dtype], 'r', self.begin, self.shape)
 
+  def part(self, e: int) -> np.ndarray:
+    """One of those that are stacked along the first axis."""
+    return self.array()[e]
+
 
 def open_checkpoint(directory: Path) -> dict[str, Tensor]:
   """The tensors of a directory with model.safetensors, or with shards and their index.

@@ -116,4 +116,5 @@ ACTIVATIONS = {
   'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_python': 'gelu',
   'gelu_new': 'gelu_tanh', 'gelu_fast': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',
   'gelu_accurate': 'gelu_tanh', 'gelu_python_tanh': 'gelu_tanh', 'relu': 'relu', 'relu2': 'relu2',
+  'quick_gelu': 'gelu_sigmoid',
 }  # fmt: skip

@@ -31,6 +31,7 @@ class Weight(NamedTuple):
   sizes: rows of each of them in one group; they lie side by side, in `groups` groups.
   rows_first: whether a matrix is [out, in]; ours are [in, out], but for tables of embeddings.
   skip: so many entries at the beginning of a table nobody reads; 0 when it is written.
+  stacked: whether it holds all experts, along its first axis; the rest is as of one of them.
   """
 
   theirs: str
@@ -39,6 +40,12 @@ class Weight(NamedTuple):
   groups: int = 1
   rows_first: bool = True
   skip: int = 0
+  stacked: bool = False
+
+  @property
+  def by_expert(self) -> bool:
+    """Whether ours have an axis of experts that its rows do not."""
+    return self.stacked or '{e}' in self.theirs
 
   def cut(self, x) -> list:
     """The rows of each parameter in their tensor."""
@@ -244,19 +251,25 @@ def give(table: Table, model: Decoder, params: Any) -> dict[str, Callable[[], np
         at = (repetition,) * place.layered + (e,) * ('{e}' in place.weight.theirs)
         weights[name] = place.weight
         rows.setdefault(name, {})[place.which] = functools.partial(
-          _rows, table, place.name, leaf, at, n
+          _rows, table, place, leaf, at, n
         )
 
   def tensor(name):
-    parts = [rows[name][which]() for which in sorted(rows[name])]
-    return np.ascontiguousarray(weights[name].join(parts), np.float32)
+    parts, weight = [rows[name][which]() for which in sorted(rows[name])], weights[name]
+    if weight.stacked:
+      whole = np.stack([weight.join(of_one) for of_one in zip(*parts, strict=True)])
+    else:
+      whole = weight.join(parts)
+    return np.ascontiguousarray(whole, np.float32)
 
   return {name: functools.partial(tensor, name) for name in rows}
 
 
-def _rows(table: Table, name: str, leaf, at: tuple[int, ...], n: int | None) -> np.ndarray:
+def _rows(table: Table, place: Place, leaf, at: tuple[int, ...], n: int | None):
+  """Rows of a parameter; of each expert's, where they are stacked."""
   x = np.asarray(leaf[at], np.float32)
-  return table.fold('give', name, x.T if x.ndim == 2 else x, n)
+  one = lambda x: table.fold('give', place.name, x.T if x.ndim == 2 else x, n)
+  return [one(x_e) for x_e in x] if place.weight.stacked else one(x)
 
 
 def _read(table: Table, place: Place, tensors, shape, n: int | None, index) -> np.ndarray:
@@ -264,15 +277,20 @@ def _read(table: Table, place: Place, tensors, shape, n: int | None, index) -> n
   if place.weight is None:
     return np.zeros(shape, np.float32)[index]
   names = place.theirs(n, shape)
-  if '{e}' in place.weight.theirs:
-    ours = [_ours(table, place, tensors[name], n) for name in names[index[0]]]
+  if place.weight.by_expert:
+    if place.weight.stacked:
+      arrays = map(tensors[names[0]].part, range(shape[0])[index[0]])
+    else:
+      arrays = (tensors[name].array() for name in names[index[0]])
+    ours = (_ours(table, place, array, n) for array in arrays)
     return np.stack([np.asarray(x[index[1:]], np.float32) for x in ours])
-  return np.ascontiguousarray(_ours(table, place, tensors[names[0]], n)[index], np.float32)
+  array = tensors[names[0]].array()
+  return np.ascontiguousarray(_ours(table, place, array, n)[index], np.float32)
 
 
-def _ours(table: Table, place: Place, tensor, n: int | None) -> np.ndarray:
+def _ours(table: Table, place: Place, array: np.ndarray, n: int | None) -> np.ndarray:
   """A view of their numbers where nothing changes them."""
-  rows = place.weight.cut(tensor.array())[place.which]
+  rows = place.weight.cut(array)[place.which]
   if any(re.search(change.pattern, place.name) for change in table.changes):
     rows = table.fold('bring', place.name, rows.astype(np.float32), n)
   return rows.T if rows.ndim == 2 else rows
@@ -280,13 +298,15 @@ def _ours(table: Table, place: Place, tensor, n: int | None) -> np.ndarray:
 
 def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
   wanted: dict[str, tuple[Weight, dict[int, tuple[int, ...]]]] = {}
+  experts: dict[str, int] = {}  # how many, of tensors that hold them all
   for path, place in found.items():
     shape = place.inner(leaf_of[path])
     for n in place.numbers:
       names = place.theirs(n, shape)
       for name in names:
-        own = shape[1:] if '{e}' in place.weight.theirs else shape
+        own = shape[1:] if place.weight.by_expert else shape
         wanted.setdefault(name, (place.weight, {}))[1][place.which] = own
+        experts[name] = shape[0] if place.weight.stacked else 0
   left = sorted(
     name for name in tensors.keys() - wanted.keys() if not re.search(table.ignored, name)
   )
@@ -302,6 +322,7 @@ def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
     tensor = tensors[name]
     rows = [jax.ShapeDtypeStruct(shapes[which][::-1], jnp.float32) for which in sorted(shapes)]
     shape = jax.eval_shape(lambda rows: weight.join(rows, jnp), rows).shape  # noqa: B023
+    shape = (experts[name], *shape) if weight.stacked else shape
     if tensor.shape != shape:
       raise ValueError(
         f"The checkpoint has '{name}' of shape {list(tensor.shape)}, but by its config it is "

@@ -50,19 +50,21 @@ MASKS = {
 }
 
 
+@pytest.mark.parametrize('null', [False, True], ids=['', 'null'])
 @pytest.mark.parametrize('sizes', [(4, 3), (13, 13), None])
 @pytest.mark.parametrize('case', MASKS)
-def test_sums_over_tiles_are_those_over_all_weights(rng, tolerance, case, sizes):
+def test_sums_over_tiles_are_those_over_all_weights(rng, tolerance, case, sizes, null):
   """Two query heads for each key head; logits of tens, so that maxima matter; distances are the
-  text's, at positions that are not places."""
+  text's, at positions that are not places. What a null logit takes is a sink's."""
   L, H, G, K, sinks, temperature = 13, 4, 2, 8, 3, np.float32([1, 2, 0.5, 1])
   q_LHK, k_LGK = (np.float32(2 * rng.normal(size=(L, n, K))) for n in (H, G))
   slope_H = np.float32(rng.normal(size=H))
   score = lambda slope_H, s_HIJ, tile: s_HIJ + slope_H[:, None, None] * tile.distance_IJ
   rows = Rows(index_L=jnp.arange(L), pos_L=2 * jnp.arange(L))
   logits = Logits(scale=0.7, mask=MASKS[case], score=score)
+  null_H = np.float32(10 * rng.normal(size=H)) if null else None
   found = summarise(
-    q_LHK, k_LGK, rows, rows, jnp.arange(L) < sinks, logits, temperature, (slope_H,), sizes
+    q_LHK, k_LGK, rows, rows, jnp.arange(L) < sinks, logits, temperature, (slope_H,), sizes, null_H
   )
 
   s_HIJ = 0.7 * np.einsum('ihk,jhk->hij', np.float64(q_LHK), np.repeat(k_LGK, 2, axis=1))
@@ -78,6 +80,10 @@ def test_sums_over_tiles_are_those_over_all_weights(rng, tolerance, case, sizes)
   top_HI1 = s_HIJ.max(-1, keepdims=True, where=seen_IJ, initial=-np.inf)
   e_HIJ = np.where(seen_IJ, np.exp(np.where(seen_IJ, s_HIJ - top_HI1, 0)), 0)
   expected = by_weights(e_HIJ / e_HIJ.sum(-1, keepdims=True), seen_IJ, sinks)
+  if null:
+    taken_HI1 = np.exp(null_H[:, None, None] - top_HI1)
+    p_HIJ = e_HIJ / (e_HIJ.sum(-1, keepdims=True) + taken_HI1)
+    expected['sink'] = 1 - p_HIJ[..., sinks:].sum(-1).T
   assert set(found) == set(NUMBERS)
   for name, x_LH in found.items():
     assert x_LH.shape == (L, H)
@@ -126,6 +132,7 @@ MODELS = {  # config, settings, extension
   'rerope': ('rope', (), {'name': 'rerope', 'window': 16}),
   'dual chunk': ('rope', (), {'name': 'dual_chunk', 'trained_length': TRAINED}),
   'streaming': ('rope', (), {'name': 'streaming', 'window': 20, 'sinks': 4}),
+  'a null logit': ('rope', ('model.null_logit=true',), {}),
   'linear on a pattern': ('irope', (), {
     'name': 'linear', 'factor': 4.0, 'trained_length': TRAINED,
   }),
@@ -143,6 +150,11 @@ def seen_by(layer):
   if layer.segment is not None:
     seen_IJ &= j_J >= i_I1 // layer.segment * layer.segment - layer.memory
   return seen_IJ
+
+
+def null_of(params, stack, place, repetition):
+  null_RH = trained.layers.null_logits(params, stack, place)
+  return None if null_RH is None else null_RH[repetition]
 
 
 SLOW = {'layers left over', 'two schemes at once', 'tables of content', 'linear on a pattern',
@@ -188,9 +200,12 @@ def test_every_head_is_seen_as_its_dense_weights_say(case, rng, tolerance):
       vectors = [x[repetition, b] for x in stacks[stack][place]]
       p_HIJ = trained.weights_of(
         model.pattern[place], run.position(n), spectrum[place], *vectors,
-        None if plain else jnp.asarray(pos_L),
+        None if plain else jnp.asarray(pos_L), null_H=null_of(params, stack, place, repetition),
       )  # fmt: skip
-      expected = by_weights(p_HIJ, seen_IJ, SINKS)
+      among_HI1 = p_HIJ.sum(-1, keepdims=True)
+      expected = by_weights(p_HIJ / among_HI1, seen_IJ, SINKS)
+      expected['sink'] = 1 - p_HIJ[..., SINKS:].sum(-1).T
+      assert (among_HI1.min() < 0.99) == (case == 'a null logit')
       for name in NUMBERS:
         mean_H = expected[name][LONG // 4 :].mean(0)
         assert found[name].shape == (2, model.layers, model.heads)

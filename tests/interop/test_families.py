@@ -66,9 +66,12 @@ def test_a_config_in_the_spelling_of_the_hub_reads_the_same(file, n, published, 
   assert hub.config == ours.config
 
 
-@pytest.mark.parametrize(('file', 'n'), [('checkpoint-llama', 2), ('checkpoint-gemma2', 0)])
+@pytest.mark.parametrize(('file', 'n'), [('checkpoint-llama', 2), ('checkpoint-gemma2', 0),
+                                           ('checkpoint-gpt_oss', 0), ('checkpoint-llama4_text', 0),
+                                          ])  # fmt: skip
 def test_decoding_with_a_cache_gives_the_logits_of_cached_decoding(file, n, published, tmp_path):
-  """Where the rotation follows the length; where keys leave a window and logits are capped."""
+  """Where the rotation follows the length; where keys leave a window and logits are capped; where
+  a logit has no value; in chunks, and where queries know their position."""
   case = published(file).cases[n]
   model = interop.load(write(tmp_path / 'checkpoint', case.config, case.shapes))
   length, prefill = case.input_ids.shape[1], getattr(case, 'prefill', 12)
@@ -104,6 +107,22 @@ def test_layers_that_predict_further_tokens_are_left_alone_and_others_are_not(pu
   beyond = {'model.layers.3.eh_proj.weight': np.zeros((16, 32), np.float32)}
   with pytest.raises(ValueError, match=r'layers\.3\.eh_proj'):
     interop.load(write(tmp_path / 'b', case.config, case.shapes, **beyond))
+
+
+def test_a_rotation_that_nobody_speaks_of_is_the_familys_own_and_one_of_null_is_none(
+  published, tmp_path
+):
+  """gpt-oss is stretched then. Null is read as transformers 4 did, which wrote `rope_scaling`; 5
+  takes it for nothing said."""
+  case = published('checkpoint-gpt_oss').cases[0]
+  bare = {key: value for key, value in case.config.items() if key != 'rope_parameters'}
+  opened = checkpoint.open_directory(write(tmp_path / 'a', bare, case.shapes)).config
+  found = opened.extension
+  assert (found.name, found.factor, found.trained_length) == ('yarn', 32.0, 4096)
+  assert not found.truncate and opened.position.theta == 150_000
+  null = bare | {'rope_scaling': None, 'rope_theta': 100.0}
+  opened = checkpoint.open_directory(write(tmp_path / 'b', null, case.shapes)).config
+  assert (opened.extension.name, opened.position.theta) == ('none', 100.0)
 
 
 def test_an_extension_of_layers_that_know_no_positions_is_none(published, tmp_path):

@@ -204,6 +204,27 @@ def test_a_config_that_asks_for_something_else_is_refused_and_the_key_named(
     interop.load(write(tmp_path / 'llama', CONFIG | changes, SHAPES))
 
 
+@pytest.mark.parametrize(
+  ('family', 'changes', 'text'),
+  [
+    ('gpt_oss', {'hidden_act': 'gelu'}, "hidden_act = 'gelu'"),
+    ('gpt_oss', {'swiglu_alpha': 1.5}, r'swiglu_alpha = 1\.5, which posjax cannot do\. It can'),
+    ('gpt_oss', {'experts_per_token': 3}, 'experts_per_token = 3, .* By its other keys it is 2'),
+    ('gpt_oss', {'sliding_window': None}, 'sliding_window = None'),
+    ('llama4_text', {'attention_chunk_size': None}, 'attention_chunk_size = None'),
+    ('llama4_text', {'attn_scale': -0.1}, r'attn_scale = -0\.1'),
+    ('llama4_text', {'no_rope_layers': [1, 0]}, r'no_rope_layers = \[1, 0\]'),
+    ('llama4_text', {'layer_types': ['sliding_attention'] * 3}, 'layer_types = '),
+    ('llama4_text', {'moe_layers': 2}, 'moe_layers = 2'),
+    ('llama4_text', {'use_qk_norm': 'l2'}, "use_qk_norm = 'l2'"),
+  ],
+)
+def test_a_familys_own_keys_are_refused_by_name(family, changes, text, published, tmp_path):
+  case = published(f'checkpoint-{family}').cases[0]
+  with pytest.raises(ValueError, match=text):
+    interop.load(write(tmp_path / family, case.config | changes, case.shapes))
+
+
 def test_keys_that_ask_for_nothing_are_no_error(tmp_path):
   extra = {'some_flag': False, 'some_value': None, 'attention_dropout': 0.1, 'use_cache': True}
   interop.load(write(tmp_path / 'llama', CONFIG | extra, SHAPES))

@@ -5,6 +5,7 @@ import pytest
 
 from posjax import positions
 from posjax.attend import Mask
+from posjax.attention import Layer
 
 EPS = np.finfo(np.float32).eps
 
@@ -12,11 +13,6 @@ EPS = np.finfo(np.float32).eps
 def layers(published, *, rotates):
   cases = published('irope-llama4').cases
   return [case for case in cases if bool(case.rotates_N[case.layer]) == rotates]
-
-
-def normal(x_LHK, eps):
-  """Divided by the root of the mean square: rotation and norm change places freely."""
-  return x_LHK / np.sqrt((np.float64(x_LHK) ** 2).mean(-1, keepdims=True) + eps)
 
 
 def half_split(x_LHK):
@@ -44,8 +40,11 @@ def test_a_layer_with_rotation_sees_its_chunk_and_is_not_tempered(published, dim
   assert cases
   for case in cases:
     scheme = positions.make('rope', theta=case.theta)
-    q_LHK, k_LHK = (half_split(normal(x, case.norm_eps)) for x in (case.q_LHK, case.k_LHK))
-    given = {}, scheme.spectrum(dims(head_width=q_LHK.shape[-1])), q_LHK, k_LHK
-    p_HIJ = weights(scheme, *given, form=form, mask=Mask(chunk=case.chunk))
+    q_LHK, k_LHK = (half_split(x) for x in (case.q_LHK, case.k_LHK))
+    spectrum = scheme.spectrum(dims(head_width=q_LHK.shape[-1]))
+    layer = Layer(scheme=scheme, qk_norm_after=float(case.norm_eps)).under(spectrum, 1.0)
+    given, chunk = ({}, spectrum, q_LHK, k_LHK), Mask(chunk=case.chunk)
+    p_HIJ = weights(layer.scheme, *given, form=form, mask=chunk)
     np.testing.assert_allclose(p_HIJ, case.p_HIJ, atol=256 * EPS)
-    assert np.abs(weights(scheme, *given) - case.p_HIJ).max() > 0.01
+    assert np.abs(weights(layer.scheme, *given) - case.p_HIJ).max() > 0.01
+    assert np.abs(weights(scheme, *given, mask=chunk) - case.p_HIJ).max() > 0.01  # without the norm
