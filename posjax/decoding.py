@@ -176,8 +176,8 @@ class Decoding:
 
     Raises ValueError as `read` does.
     """
-    tokens_BS = np.asarray(tokens_BS, np.int32)
-    self._check(tokens_BS)
+    self.check(tokens_BS)
+    tokens_BS = np.asarray(tokens_BS)
     return self._advance(self._each, tokens_BS, np.full(len(tokens_BS), tokens_BS.shape[1]))
 
   def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
@@ -186,8 +186,8 @@ class Decoding:
     Raises ValueError if there are other rows than the cache has, if one is empty or does not fit,
     or if rows that already differ in length read more than a token.
     """
-    rows = [np.asarray(row, np.int32) for row in rows]
-    self._check(rows)
+    self.check(rows)
+    rows = [np.asarray(row) for row in rows]
     counts = np.array([len(row) for row in rows])
     if counts.max() == 1:
       return self.step(np.concatenate(rows))
@@ -206,28 +206,36 @@ class Decoding:
 
     Raises ValueError as `read` does.
     """
-    tokens_B = np.asarray(tokens_B, np.int32)
-    reads_B = np.ones(len(tokens_B), bool) if reads_B is None else np.asarray(reads_B)
-    self._check(tokens_B[:, None], reads_B)
-    return self._advance(self._newest, tokens_B[:, None], reads_B.astype(np.int64))
+    tokens_B1 = np.asarray(tokens_B)[:, None]
+    reads_B = np.ones(len(tokens_B1), bool) if reads_B is None else np.asarray(reads_B, bool)
+    self.check(tokens_B1, reads_B)
+    return self._advance(self._newest, tokens_B1, reads_B.astype(np.int64))
 
   def _advance(self, program, tokens_BS, count_B):
     self.lengths = self.lengths + count_B
     if not self.turned:
       self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
-    logits, self.cache = program(
-      self.weights, self._last, self.cache, jnp.asarray(tokens_BS), jnp.asarray(count_B, jnp.int32)
-    )
+    new = (jnp.asarray(x, jnp.int32) for x in (tokens_BS, count_B))
+    logits, self.cache = program(self.weights, self._last, self.cache, *new)
     return logits
 
-  def _check(self, rows, reads_B=True):
+  def check(self, rows: Sequence[Sequence[int]], reads_B=True) -> None:
+    """Raises ValueError where these rows cannot be read on, as `read` says."""
+    rows = [np.asarray(row) for row in rows]
     if len(rows) != len(self.lengths):
       raise ValueError(
         f'{len(rows)} rows of tokens for a cache of {len(self.lengths)} rows. Give each row its '
         f'tokens, or make a cache of batch = {len(rows)}.'
       )
-    if not all(len(row) for row in rows):
+    if not all(row.size for row in rows):
       raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
+    if any(row.ndim != 1 or row.dtype.kind not in 'iu' for row in rows):
+      found = ', '.join(sorted({f'{row.dtype} {list(row.shape)}' for row in rows}))
+      raise ValueError(f'A row of tokens is a list of ids, whole numbers, not {found}. Encode it.')
+    if np.shape(reads_B) not in ((), (len(rows),)):
+      raise ValueError(
+        f'{len(reads_B)} rows are said to read or not, of {len(rows)}. Say it of each row.'
+      )
     if len(set(self.lengths)) > 1 and any(len(row) > 1 for row in rows):
       raise ValueError(
         f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '

@@ -108,6 +108,19 @@ def test_draws_come_as_often_as_their_probability_says():
   np.testing.assert_allclose(share, [0, 0.625, 0, 0.375], atol=4 * (0.25 / 4000) ** 0.5)
 
 
+def test_a_token_too_unlikely_to_be_seen_in_the_sum_of_all_may_still_be_drawn():
+  """The likeliest one's probability rounds to 1."""
+  for sampler in (Sampler(), Sampler(top_k=3)):
+    assert np.isfinite(sampler.left(jnp.asarray([[0.0, 20.0, 0.0]]))).all()
+
+
+@pytest.mark.parametrize('temperature', [1e-38, 1e-45])
+def test_the_lowest_temperatures_draw_the_likeliest_token(temperature):
+  sampler = Sampler(temperature=temperature)
+  token_B = sampler.draw(jnp.asarray([[10.0, 20.0, 30.0], [5.0, 0.0, -5.0]]), jax.random.key(0))
+  np.testing.assert_array_equal(token_B, [2, 0])
+
+
 @pytest.mark.parametrize(
   'settings, message',
   [
@@ -137,6 +150,33 @@ def test_a_batch_that_does_not_match_is_refused(begin):
     begin().read([[1], [2], [3]])
   with pytest.raises(ValueError, match=r'without tokens.*Begin rows with bos'):
     begin().read([[1, 2], []])
+
+
+@pytest.mark.parametrize(
+  'prompts, new, message',
+  [
+    ([[1], [2], [3]], 2, r'3 rows of tokens for a cache of 2 rows'),
+    ([], 2, r'0 rows of tokens for a cache of 2 rows'),
+    ([[1], []], 2, r'A row without tokens'),
+    ([[1], [2]], 0, r'0 new tokens leave nothing to write.*new >= 1'),
+    ([[1], [2.5]], 1, r'whole numbers, not float64 \[1\]'),
+    ([[1], [2**32 + 1]], 1, r'There is no token 4294967297'),
+  ],
+)
+def test_what_nothing_can_be_written_after_is_refused_before_anything_is_read(
+  prompts, new, message, begin
+):
+  decoding = begin()
+  with pytest.raises(ValueError, match=message):
+    next(generate(decoding, prompts, new=new))
+  assert decoding.lengths.max() == 0
+
+
+def test_who_reads_must_be_said_of_each_row(begin):
+  decoding = begin()
+  with pytest.raises(ValueError, match=r'1 rows are said to read or not, of 2'):
+    decoding.step([1, 2], [True])
+  assert decoding.lengths.max() == 0
 
 
 def test_rows_of_different_length_read_on_by_steps_only(begin):
