@@ -144,7 +144,8 @@ class Decoding:
     """
     Args:
       spectrum_at: of rows of so many tokens. If keys are kept `turned`, only that of `size` is ever
-        used; otherwise every step takes that of the longest row.
+        used; otherwise every read and step takes that of the length which rows then have, all the
+        same. What deeper layers keep of a token stays as it was made when it came.
       batch: rows. size: tokens that a row can hold. chunk: tokens that are read at once.
 
     Raises ValueError where a layer cannot be cached, or has no positions for `size` tokens.
@@ -178,19 +179,23 @@ class Decoding:
     """
     self.check(tokens_BS)
     tokens_BS = np.asarray(tokens_BS)
-    return self._advance(self._each, tokens_BS, np.full(len(tokens_BS), tokens_BS.shape[1]))
+    count_B = np.full(len(tokens_BS), tokens_BS.shape[1])
+    self._follow(count_B)
+    return self._advance(self._each, tokens_BS, count_B)
 
   def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
     """logits_BV after each row's newest token, which follow what it holds.
 
     Raises ValueError if there are other rows than the cache has, if one is empty or does not fit,
-    or if rows that already differ in length read more than a token.
+    if rows that already differ in length read more than a token, or if keys are turned anew for a
+    length that is not that of all rows.
     """
     self.check(rows)
     rows = [np.asarray(row) for row in rows]
     counts = np.array([len(row) for row in rows])
     if counts.max() == 1:
       return self.step(np.concatenate(rows))
+    self._follow(counts)
     logits_BV = None
     for at in range(0, counts.max(), self.chunk):
       count_B = np.clip(counts - at, 0, self.chunk)
@@ -209,12 +214,17 @@ class Decoding:
     tokens_B1 = np.asarray(tokens_B)[:, None]
     reads_B = np.ones(len(tokens_B1), bool) if reads_B is None else np.asarray(reads_B, bool)
     self.check(tokens_B1, reads_B)
-    return self._advance(self._newest, tokens_B1, reads_B.astype(np.int64))
+    count_B = reads_B.astype(np.int64)
+    self._follow(count_B)
+    return self._advance(self._newest, tokens_B1, count_B)
+
+  def _follow(self, count_B):
+    """Takes the spectrum of rows with so many more tokens, however many chunks they come in."""
+    if not self.turned:
+      self._last = _on_device(self._spectrum_at(int((self.lengths + count_B).max())))
 
   def _advance(self, program, tokens_BS, count_B):
     self.lengths = self.lengths + count_B
-    if not self.turned:
-      self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
     new = (jnp.asarray(x, jnp.int32) for x in (tokens_BS, count_B))
     logits, self.cache = program(self.weights, self._last, self.cache, *new)
     return logits
@@ -248,7 +258,13 @@ class Decoding:
         f'There is no token {wrong} in a vocabulary of {self.model.vocabulary}. Encode the text '
         "with the run's own tokenizer."
       )
-    longest = int(max(self.lengths + np.array([len(row) for row in rows]) * reads_B))
+    after_B = self.lengths + np.array([len(row) for row in rows]) * reads_B
+    if not self.turned and np.any(reads_B) and np.ptp(after_B[np.broadcast_to(reads_B, len(rows))]):
+      raise ValueError(
+        f'Keys are turned anew for the length of a row, but rows would have {after_B.tolist()} '
+        'tokens. Give rows of the same length, or one at a time.'
+      )
+    longest = int(max(after_B))
     if longest > self.size:
       raise ValueError(
         f'The cache holds {self.size} tokens of a row, and one would have {longest}. Use size >= '

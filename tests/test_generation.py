@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_contract import make
-from test_decoding import V, build
+from test_decoding import V, build, whole
 
 from posjax.attend import Mask
 from posjax.attention import Layer
 from posjax.data.tokenizers import Bytes
 from posjax.decoding import Decoding
+from posjax.extension import extend
 from posjax.generation import NONE, Sampler, Stream, generate
 
 
@@ -186,6 +187,37 @@ def test_rows_of_different_length_read_on_by_steps_only(begin):
     decoding.read([[1, 2], [3, 4]])
   decoding.read([[1], [3]])
   np.testing.assert_array_equal(decoding.lengths, [4, 3])
+
+
+@pytest.fixture(scope='module')
+def follows():
+  """Two layers whose keys are turned anew for the length of the rows."""
+  decoder, params = build(Layer(scheme=make('rope')), layers=2)
+  settings = {'name': 'dynamic_ntk', 'trained_length': 4}
+  spectrum_at = lambda length: extend(decoder.spectrum(), length=length, **settings)
+  decoding = Decoding(decoder, params, spectrum_at, batch=2, size=16, chunk=4, turned=False)
+  return decoder, params, spectrum_at, decoding
+
+
+@pytest.mark.slow
+def test_a_prompt_in_chunks_is_turned_for_its_whole_length(follows, rng):
+  decoder, params, spectrum_at, decoding = follows
+  tokens_BL = rng.integers(0, V, (2, 11))
+  decoding.restart()
+  expected_BLV = whole(decoder, params, spectrum_at(11), jnp.asarray(tokens_BL))
+  np.testing.assert_allclose(decoding.read(tokens_BL), expected_BLV[:, -1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_keys_that_are_turned_for_the_length_of_a_row_need_rows_of_one_length(follows):
+  *_, decoding = follows
+  decoding.restart()
+  with pytest.raises(ValueError, match=r'rows would have \[3, 2\] tokens.*one at a time'):
+    decoding.read([[1, 2, 3], [4, 5]])
+  decoding.read([[1, 2, 3], [4, 5, 6]])
+  decoding.step([1, 1], [True, False])  # one row has ended
+  with pytest.raises(ValueError, match=r'rows would have \[5, 4\] tokens'):
+    decoding.step([1, 1])
 
 
 def test_positions_must_last_for_the_whole_cache():
