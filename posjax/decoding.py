@@ -144,7 +144,8 @@ class Decoding:
     """
     Args:
       spectrum_at: of rows of so many tokens. If keys are kept `turned`, only that of `size` is ever
-        used; otherwise every step takes that of the longest row.
+        used; otherwise every read and step takes that of the length which rows then have, all the
+        same. What deeper layers keep of a token stays as it was made when it came.
       batch: rows. size: tokens that a row can hold. chunk: tokens that are read at once.
 
     Raises ValueError where a layer cannot be cached, or has no positions for `size` tokens.
@@ -176,21 +177,25 @@ class Decoding:
 
     Raises ValueError as `read` does.
     """
-    tokens_BS = np.asarray(tokens_BS, np.int32)
-    self._check(tokens_BS)
-    return self._advance(self._each, tokens_BS, np.full(len(tokens_BS), tokens_BS.shape[1]))
+    self.check(tokens_BS)
+    tokens_BS = np.asarray(tokens_BS)
+    count_B = np.full(len(tokens_BS), tokens_BS.shape[1])
+    self._follow(count_B)
+    return self._advance(self._each, tokens_BS, count_B)
 
   def read(self, rows: Sequence[Sequence[int]]) -> jax.Array:
     """logits_BV after each row's newest token, which follow what it holds.
 
     Raises ValueError if there are other rows than the cache has, if one is empty or does not fit,
-    or if rows that already differ in length read more than a token.
+    if rows that already differ in length read more than a token, or if keys are turned anew for a
+    length that is not that of all rows.
     """
-    rows = [np.asarray(row, np.int32) for row in rows]
-    self._check(rows)
+    self.check(rows)
+    rows = [np.asarray(row) for row in rows]
     counts = np.array([len(row) for row in rows])
     if counts.max() == 1:
       return self.step(np.concatenate(rows))
+    self._follow(counts)
     logits_BV = None
     for at in range(0, counts.max(), self.chunk):
       count_B = np.clip(counts - at, 0, self.chunk)
@@ -206,28 +211,41 @@ class Decoding:
 
     Raises ValueError as `read` does.
     """
-    tokens_B = np.asarray(tokens_B, np.int32)
-    reads_B = np.ones(len(tokens_B), bool) if reads_B is None else np.asarray(reads_B)
-    self._check(tokens_B[:, None], reads_B)
-    return self._advance(self._newest, tokens_B[:, None], reads_B.astype(np.int64))
+    tokens_B1 = np.asarray(tokens_B)[:, None]
+    reads_B = np.ones(len(tokens_B1), bool) if reads_B is None else np.asarray(reads_B, bool)
+    self.check(tokens_B1, reads_B)
+    count_B = reads_B.astype(np.int64)
+    self._follow(count_B)
+    return self._advance(self._newest, tokens_B1, count_B)
+
+  def _follow(self, count_B):
+    """Takes the spectrum of rows with so many more tokens, however many chunks they come in."""
+    if not self.turned:
+      self._last = _on_device(self._spectrum_at(int((self.lengths + count_B).max())))
 
   def _advance(self, program, tokens_BS, count_B):
     self.lengths = self.lengths + count_B
-    if not self.turned:
-      self._last = _on_device(self._spectrum_at(int(self.lengths.max())))
-    logits, self.cache = program(
-      self.weights, self._last, self.cache, jnp.asarray(tokens_BS), jnp.asarray(count_B, jnp.int32)
-    )
+    new = (jnp.asarray(x, jnp.int32) for x in (tokens_BS, count_B))
+    logits, self.cache = program(self.weights, self._last, self.cache, *new)
     return logits
 
-  def _check(self, rows, reads_B=True):
+  def check(self, rows: Sequence[Sequence[int]], reads_B=True) -> None:
+    """Raises ValueError where these rows cannot be read on, as `read` says."""
+    rows = [np.asarray(row) for row in rows]
     if len(rows) != len(self.lengths):
       raise ValueError(
         f'{len(rows)} rows of tokens for a cache of {len(self.lengths)} rows. Give each row its '
         f'tokens, or make a cache of batch = {len(rows)}.'
       )
-    if not all(len(row) for row in rows):
+    if not all(row.size for row in rows):
       raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
+    if any(row.ndim != 1 or row.dtype.kind not in 'iu' for row in rows):
+      found = ', '.join(sorted({f'{row.dtype} {list(row.shape)}' for row in rows}))
+      raise ValueError(f'A row of tokens is a list of ids, whole numbers, not {found}. Encode it.')
+    if np.shape(reads_B) not in ((), (len(rows),)):
+      raise ValueError(
+        f'{len(reads_B)} rows are said to read or not, of {len(rows)}. Say it of each row.'
+      )
     if len(set(self.lengths)) > 1 and any(len(row) > 1 for row in rows):
       raise ValueError(
         f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '
@@ -240,7 +258,13 @@ class Decoding:
         f'There is no token {wrong} in a vocabulary of {self.model.vocabulary}. Encode the text '
         "with the run's own tokenizer."
       )
-    longest = int(max(self.lengths + np.array([len(row) for row in rows]) * reads_B))
+    after_B = self.lengths + np.array([len(row) for row in rows]) * reads_B
+    if not self.turned and np.any(reads_B) and np.ptp(after_B[np.broadcast_to(reads_B, len(rows))]):
+      raise ValueError(
+        f'Keys are turned anew for the length of a row, but rows would have {after_B.tolist()} '
+        'tokens. Give rows of the same length, or one at a time.'
+      )
+    longest = int(max(after_B))
     if longest > self.size:
       raise ValueError(
         f'The cache holds {self.size} tokens of a row, and one would have {longest}. Use size >= '

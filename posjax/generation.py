@@ -38,18 +38,22 @@ class Sampler:
       raise ValueError(f'top_p = {self.top_p} is no probability. Use 0 < top_p <= 1.')
 
   def left(self, logits_BV: jax.Array) -> jax.Array:
-    """Logits of what may be drawn: divided by the temperature, -inf where nothing may."""
+    """Logits of what may be drawn, the largest 0, divided by the temperature; -inf for the rest."""
     V = logits_BV.shape[-1]
-    logits_BV = logits_BV.astype(jnp.float32) / self.temperature
+    logits_BV = logits_BV.astype(jnp.float32)
+    # The largest stays finite at any temperature, of which none rounds to 0.
+    logits_BV -= logits_BV.max(axis=-1, keepdims=True)
+    logits_BV /= max(self.temperature, float(jnp.finfo(jnp.float32).tiny))
+    if self.top_k is None and self.top_p == 1:
+      return logits_BV
     order_BV = jnp.argsort(-logits_BV, axis=-1)  # equal ones in the order of their ids
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     if self.top_k is not None:
       sorted_BV = jnp.where(jnp.arange(V) < self.top_k, sorted_BV, -jnp.inf)
-    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-    # A sum of all others may round to 1: the first token stays in any case.
-    kept_BV = (before_BV < self.top_p) | (jnp.arange(V) == 0)
-    sorted_BV = jnp.where(kept_BV, sorted_BV, -jnp.inf)
+    if self.top_p < 1:  # sums of many tokens pass 1 before the last one
+      p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+      before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
+      sorted_BV = jnp.where(before_BV < self.top_p, sorted_BV, -jnp.inf)
     return jnp.take_along_axis(sorted_BV, jnp.argsort(order_BV, axis=-1), axis=-1)
 
   def draw(self, logits_BV: jax.Array, key: jax.Array) -> jax.Array:
@@ -75,8 +79,12 @@ def generate(
     stop: tokens that end a row; they are yielded, too.
     seed: of the draws; row and step decide the rest.
 
-  Raises ValueError if the cache is too short, before anything is read.
+  Raises ValueError if the cache is too short, or what `Decoding.read` raises, before anything is
+  read; and if new < 1.
   """
+  if new < 1:
+    raise ValueError(f'{new} new tokens leave nothing to write. Use new >= 1.')
+  decoding.check(prompts)
   longest = int(max(decoding.lengths + [len(prompt) for prompt in prompts]))
   if longest + new - 1 > decoding.size:
     raise ValueError(

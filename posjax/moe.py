@@ -38,7 +38,8 @@ class Routing:
   (all 0); its `greedy` is groups = 1. DeepSeek-V3 (arXiv:2412.19437, sec. 2.1.2): sigmoid,
   group_best 2, normalised. V2's released code scales only weights that it does not normalise: a
   checkpoint with both has scale 1. Experts of other groups cannot be chosen, as in DeepSeek's
-  inference code; transformers gives them the score 0, which beats a negative score + bias.
+  inference code and transformers 5; transformers 4 gave them the score 0, which beats a negative
+  score + bias.
 
   A softmax over the chosen logits alone (gpt-oss) is softmax, normalised.
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_contract import make
-from test_decoding import V, build
+from test_decoding import V, build, whole
 
 from posjax.attend import Mask
 from posjax.attention import Layer
 from posjax.data.tokenizers import Bytes
 from posjax.decoding import Decoding
+from posjax.extension import extend
 from posjax.generation import NONE, Sampler, Stream, generate
 
 
@@ -108,6 +109,19 @@ def test_draws_come_as_often_as_their_probability_says():
   np.testing.assert_allclose(share, [0, 0.625, 0, 0.375], atol=4 * (0.25 / 4000) ** 0.5)
 
 
+def test_a_token_too_unlikely_to_be_seen_in_the_sum_of_all_may_still_be_drawn():
+  """The likeliest one's probability rounds to 1."""
+  for sampler in (Sampler(), Sampler(top_k=3)):
+    assert np.isfinite(sampler.left(jnp.asarray([[0.0, 20.0, 0.0]]))).all()
+
+
+@pytest.mark.parametrize('temperature', [1e-38, 1e-45])
+def test_the_lowest_temperatures_draw_the_likeliest_token(temperature):
+  sampler = Sampler(temperature=temperature)
+  token_B = sampler.draw(jnp.asarray([[10.0, 20.0, 30.0], [5.0, 0.0, -5.0]]), jax.random.key(0))
+  np.testing.assert_array_equal(token_B, [2, 0])
+
+
 @pytest.mark.parametrize(
   'settings, message',
   [
@@ -139,6 +153,33 @@ def test_a_batch_that_does_not_match_is_refused(begin):
     begin().read([[1, 2], []])
 
 
+@pytest.mark.parametrize(
+  'prompts, new, message',
+  [
+    ([[1], [2], [3]], 2, r'3 rows of tokens for a cache of 2 rows'),
+    ([], 2, r'0 rows of tokens for a cache of 2 rows'),
+    ([[1], []], 2, r'A row without tokens'),
+    ([[1], [2]], 0, r'0 new tokens leave nothing to write.*new >= 1'),
+    ([[1], [2.5]], 1, r'whole numbers, not float64 \[1\]'),
+    ([[1], [2**32 + 1]], 1, r'There is no token 4294967297'),
+  ],
+)
+def test_what_nothing_can_be_written_after_is_refused_before_anything_is_read(
+  prompts, new, message, begin
+):
+  decoding = begin()
+  with pytest.raises(ValueError, match=message):
+    next(generate(decoding, prompts, new=new))
+  assert decoding.lengths.max() == 0
+
+
+def test_who_reads_must_be_said_of_each_row(begin):
+  decoding = begin()
+  with pytest.raises(ValueError, match=r'1 rows are said to read or not, of 2'):
+    decoding.step([1, 2], [True])
+  assert decoding.lengths.max() == 0
+
+
 def test_rows_of_different_length_read_on_by_steps_only(begin):
   decoding = begin()
   decoding.read([[1, 2, 3], [4, 5]])
@@ -146,6 +187,37 @@ def test_rows_of_different_length_read_on_by_steps_only(begin):
     decoding.read([[1, 2], [3, 4]])
   decoding.read([[1], [3]])
   np.testing.assert_array_equal(decoding.lengths, [4, 3])
+
+
+@pytest.fixture(scope='module')
+def follows():
+  """Two layers whose keys are turned anew for the length of the rows."""
+  decoder, params = build(Layer(scheme=make('rope')), layers=2)
+  settings = {'name': 'dynamic_ntk', 'trained_length': 4}
+  spectrum_at = lambda length: extend(decoder.spectrum(), length=length, **settings)
+  decoding = Decoding(decoder, params, spectrum_at, batch=2, size=16, chunk=4, turned=False)
+  return decoder, params, spectrum_at, decoding
+
+
+@pytest.mark.slow
+def test_a_prompt_in_chunks_is_turned_for_its_whole_length(follows, rng):
+  decoder, params, spectrum_at, decoding = follows
+  tokens_BL = rng.integers(0, V, (2, 11))
+  decoding.restart()
+  expected_BLV = whole(decoder, params, spectrum_at(11), jnp.asarray(tokens_BL))
+  np.testing.assert_allclose(decoding.read(tokens_BL), expected_BLV[:, -1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_keys_that_are_turned_for_the_length_of_a_row_need_rows_of_one_length(follows):
+  *_, decoding = follows
+  decoding.restart()
+  with pytest.raises(ValueError, match=r'rows would have \[3, 2\] tokens.*one at a time'):
+    decoding.read([[1, 2, 3], [4, 5]])
+  decoding.read([[1, 2, 3], [4, 5, 6]])
+  decoding.step([1, 1], [True, False])  # one row has ended
+  with pytest.raises(ValueError, match=r'rows would have \[5, 4\] tokens'):
+    decoding.step([1, 1])
 
 
 def test_positions_must_last_for_the_whole_cache():

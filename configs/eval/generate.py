@@ -2,10 +2,10 @@
 
   python eval.py --workdir=runs/quickstart --eval=configs/eval/generate.py
   python eval.py --workdir=runs/quickstart --eval=configs/eval/generate.py \\
-    --eval.prompts="('The Congress', 'The treaty with')" --eval.sampler.temperature=0
+    --eval.prompts="('The Congress', 'The treaties')" --eval.sampler.temperature=0
 
 A dynamic extension is shown in both of its modes: with every key turned anew for the length of the
-text so far, and with keys as they were cached.
+text so far, and with keys as they were cached. For both, prompts must be as long as each other.
 """
 
 from configs.eval import base

@@ -71,7 +71,8 @@ class Keys:
     return value
 
   def flag(self, name: str, default: bool) -> bool:
-    value = self.take(name, default)
+    """The value; the default where it is absent, False where it is null."""
+    value = self.take(name, False if name in self.content else default)
     if not isinstance(value, bool):
       raise self.refuse(name, value, 'It must be true or false.')
     return value

@@ -11,6 +11,7 @@ from e2e import finish, launch
 
 from posjax import interop
 from posjax.interop import checkpoint, files
+from posjax.interop.keys import Keys
 
 CONFIG = {
   'architectures': ['LlamaForCausalLM'], 'model_type': 'llama', 'vocab_size': 16,
@@ -228,6 +229,13 @@ def test_a_familys_own_keys_are_refused_by_name(family, changes, text, published
 def test_keys_that_ask_for_nothing_are_no_error(tmp_path):
   extra = {'some_flag': False, 'some_value': None, 'attention_dropout': 0.1, 'use_cache': True}
   interop.load(write(tmp_path / 'llama', CONFIG | extra, SHAPES))
+
+
+def test_a_flag_that_is_null_is_false_whatever_it_is_where_it_is_absent():
+  """As in transformers, where null stands in for no default and is not true."""
+  keys = Keys({'rope_interleave': None}, 'config.json')
+  assert not keys.flag('rope_interleave', True)
+  assert keys.flag('norm_topk_prob', True)
 
 
 def test_pickles_are_refused_and_never_opened(llama, tmp_path):
