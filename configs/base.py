@@ -1,7 +1,9 @@
 """Every key that exists, with its unit and its reason. Other configs state only what they change.
 
 A config is plain data: it imports nothing of posjax, loads in milliseconds and is stored beside
-the run. Lengths and positions are in tokens, times in optimizer steps unless a comment differs.
+the run. A new key has the value that leaves all as it was without it, so that older runs are read
+as they were trained. Lengths and positions are in tokens, times in optimizer steps unless a comment
+differs.
 """
 
 from ml_collections import ConfigDict

@@ -80,6 +80,21 @@ def check_keys(config: ConfigDict, reference: ConfigDict, *, where: str = 'this 
       raise ValueError(f"'{key}' of {where} is a key nobody reads. {nearest(key, known)}")
 
 
+def complete(config: ConfigDict, reference: ConfigDict) -> list[str]:
+  """Gives `config` what only `reference` has, outside the OPEN sections; returns the keys."""
+  lacking = [k for k in flatten(reference) if k not in flatten(config) and not is_open(k)]
+  with config.unlocked():
+    for key in lacking:
+      section, _, last = key.rpartition('.')
+      inner = config
+      for part in section.split('.') if section else ():
+        if part not in inner:
+          inner[part] = ConfigDict()
+        inner = inner[part]
+      inner[last] = _find(reference, key)
+  return lacking
+
+
 def is_open(key: str) -> bool:
   """Whether a key belongs to a section whose keys are those of what it names."""
   return key.startswith(tuple(f'{section}.' for section in OPEN))

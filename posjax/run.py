@@ -6,6 +6,7 @@ Open it as `with Run(workdir, config) as run, Stop() as stop:` around all of tra
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shlex
@@ -22,7 +23,9 @@ from typing import Any, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from posjax.config import HOUSE, difference, flatten, from_json, is_open, load, nearest, to_json
+from posjax.config import HOUSE, complete, difference, from_json, load, nearest, to_json
+
+LOG = logging.getLogger('posjax')
 
 # Which keys a resumed run may change, and what it means. The first pattern that fits decides.
 MAY_CHANGE = (
@@ -107,7 +110,11 @@ class Run:
 
 
 def load_config(workdir: str | os.PathLike) -> ConfigDict:
-  """The config of the run in `workdir`. Raises ValueError if there is no run."""
+  """The config of the run in `workdir`. Raises ValueError if there is no run.
+
+  Keys that posjax did not have when the run was made are as configs/base.py has them, which is what
+  was done before they were there; a warning names them.
+  """
   workdir = Path(workdir).expanduser()
   if not workdir.is_dir():
     runs = [str(path.parent) for path in workdir.parent.glob('*/config.json')]
@@ -124,12 +131,11 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
     raise ValueError(
       f"'{workdir / 'config.json'}' cannot be read: {error}. Restore it from a copy."
     ) from error
-  known = flatten(load('configs/base.py'))
-  if lacking := [key for key in known if key not in flatten(config) and not is_open(key)]:
-    raise ValueError(
-      f"The run in '{workdir}' was made before posjax had {', '.join(lacking)}. Use the revision "
-      'that made it (its revision.json names it), or train it again.'
-    )
+  if lacking := complete(config, load('configs/base.py')):
+    LOG.warning(
+      "The run in '%s' was made before posjax had %s: read as configs/base.py has them.",
+      workdir, ', '.join(lacking),
+    )  # fmt: skip
   return config
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from posjax.config import load, to_json
+from posjax.config import load
 from posjax.run import Run, Stop, _git, load_config
 
 BASE = 'configs/base.py'
@@ -171,12 +171,16 @@ def test_a_damaged_config_is_named(tmp_path):
     load_config(tmp_path)
 
 
-def test_a_run_from_before_a_key_existed_says_so(tmp_path):
-  old = load('configs/base.py')
-  del old.model.sinks
-  (tmp_path / 'config.json').write_text(to_json(old))
-  with pytest.raises(ValueError, match=r'made before posjax had model.sinks. Use the revision'):
-    load_config(tmp_path)
+def test_a_run_from_before_a_key_existed_is_read_as_the_base_has_it(tmp_path, caplog):
+  old = config('train.steps=7')
+  with Run(tmp_path, old):
+    pass
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  del stored['model']['latent'], stored['data']['size']
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  assert load_config(tmp_path) == old
+  assert 'made before posjax had data.size, model.latent.decode, ' in caplog.text
+
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
