@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from posjax.around import Around
 from posjax.attend import Tile
-from posjax.attend.rows import anywhere
+from posjax.attend.branches import anywhere
 from posjax.composition import Parts
 from posjax.extension import Far, spectra
 from posjax.positions import Scheme

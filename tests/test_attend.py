@@ -7,8 +7,8 @@ import pytest
 
 import posjax.attend
 from posjax.attend import FORMS, Logits, Mask, Rows, Tile, attend, choose, dense, step, tiled
+from posjax.attend.diagonals import along_diagonals, spread
 from posjax.attend.fused import splash
-from posjax.attend.rows import along_diagonals, spread
 
 K, V = 4, 3
 

@@ -1,18 +1,18 @@
 """What an attention form is told besides vectors: rows, tiles of logits, and which keys are seen.
 
-Axes: B batch, L rows, I/J query/key rows of a tile, H heads, N = I + J - 1 diagonals of a tile,
-M = I + J.
+Axes: B batch, L rows, I/J query/key rows of a tile, H heads, M = I + J.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from posjax.attend.diagonals import spread
 
 Array = jax.Array
 HIDDEN = -1e30  # not -inf: a row whose first tile is all hidden must not compute inf - inf
@@ -142,57 +142,6 @@ class Tile:
       return bias(self.distance_IJ)
     I, J = len(self.query.index_L), len(self.key.index_L)
     return spread(bias(self.distance_M[:-1]), I, J)
-
-
-def spread(bias_HN: Array, I: int, J: int) -> Array:
-  """bias_HIJ[h, i, j] = bias_HN[h, I - 1 - i + j]: one value per diagonal, and no gather.
-
-  R rows are written by reading rows of M values as rows of M - 1: each slips by one, the pattern of
-  diagonals. The other rows are windows of these, R places further each time: most of the tile, and
-  of its derivative, is plain copies and sums.
-  """
-  H, N = bias_HN.shape
-  R = math.gcd(I, 16)
-  M = 1 << N.bit_length()  # above N; index arithmetic with shifts in place of divisions
-  rows_HRM = jnp.broadcast_to(jnp.pad(bias_HN, [(0, 0), (0, M - N)])[:, None], (H, R, M))
-  slipped_HX = rows_HRM.reshape(H, R * M)[:, R - 1 : R - 1 + R * (M - 1)]
-  slipped_HRM = slipped_HX.reshape(H, R, M - 1)
-  windows = [slipped_HRM[:, :, I - R - i : I - R - i + J] for i in range(0, I, R)]
-  return jnp.concatenate(windows, axis=1)
-
-
-@jax.custom_batching.custom_vmap
-def anywhere(x) -> jax.Array:
-  """Whether anything is true, in a whole batch: one answer for all, so that vmap leaves a branch
-  that hangs on it a branch, and does not run both."""
-  return jnp.any(x)
-
-
-@anywhere.def_vmap
-def _(size, batched, x):
-  return anywhere(x), False
-
-
-def along_diagonals(q_HIK: Array, table_HKM: Array) -> Array:
-  """s_HIJ[h, i, j] = q[h, i] . table[h, :, I - 1 - i + j], float32: queries meet distances, as of
-  `Tile.distance_M` with M = I + J, and nothing is gathered (Dai et al. 2019, arXiv:1901.02860,
-  app. B).
-
-  R queries meet the R + J distances they have: rows of so many products, read as rows of one less,
-  slip by one each. Few at a time, since of R products for each R + J one lies outside the tile.
-  """
-  (H, I, _), J = q_HIK.shape, table_HKM.shape[-1] - q_HIK.shape[1]
-  blocks = []
-  for i in range(0, I, 32):
-    R = min(32, I - i)
-    s_HRX = jnp.matmul(
-      q_HIK[:, i : i + R],
-      table_HKM[:, :, I - i - R : I - i + J],
-      preferred_element_type=jnp.float32,
-    )
-    slipped_HX = s_HRX.reshape(H, R * (R + J))[:, R - 1 : R - 1 + R * (R + J - 1)]
-    blocks.append(slipped_HX.reshape(H, R, R + J - 1)[:, :, :J])
-  return jnp.concatenate(blocks, axis=1)
 
 
 def weights(s_HIJ: Array, null_H: Array | None = None) -> Array:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from posjax.attend.rows import anywhere
+from posjax.attend.branches import anywhere
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
 

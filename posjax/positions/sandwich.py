@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from posjax.attend.rows import spread
+from posjax.attend.diagonals import spread
 from posjax.bias import exact_products
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from posjax.attend.rows import along_diagonals
+from posjax.attend.diagonals import along_diagonals
 from posjax.bias import exact_products
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
