@@ -143,12 +143,20 @@ def make(name_or_path: str) -> Tokenizer:
                      'to a SentencePiece .model or a Hugging Face tokenizer.json.') from error
 
 
+KINDS = {kind.FILE: kind for kind in (Bytes, HuggingFace, SentencePiece)}
+
+
+def of_file(name: str, content: bytes) -> Tokenizer:
+  """Returns the tokenizer whose file in a run directory has this name and content."""
+  return KINDS[name](content)
+
+
 def load(directory: str | pathlib.Path) -> Tokenizer:
   """Returns the tokenizer that `save` left in a run directory."""
-  for kind in (Bytes, HuggingFace, SentencePiece):
-    path = pathlib.Path(directory) / kind.FILE
+  for name in KINDS:
+    path = pathlib.Path(directory) / name
     if path.is_file():
-      return kind(path.read_bytes())
+      return of_file(name, path.read_bytes())
   raise ValueError(f'{directory} holds no tokenizer. Name a run directory of train.py.')
 
 

@@ -96,7 +96,7 @@ def open_gguf(file: str | Path) -> Opened:
   tokenizer = None
   if found.tokenizer is not None:
     with contextlib.suppress(ImportError):
-      tokenizer = data.tokenizers.HuggingFace(found.tokenizer)
+      tokenizer = data.tokenizers.of_file(*found.tokenizer)
       check_tokenizer(tokenizer, config, file)
       config.data.tokenizer = f'gguf:{file}'
   return Opened(

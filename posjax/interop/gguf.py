@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from posjax.interop import family
+from posjax.interop import family, pieces
 from posjax.interop.keys import Keys
 
 # Tensors of Llama and what is built like it: theirs, and the name in a Hugging Face directory.
@@ -62,12 +62,13 @@ class Quantised:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class File:
-  """What a GGUF file holds: a config.json, tensors by name, a tokenizer.json or None."""
+  """What a GGUF file holds: a config.json, tensors by name; and a tokenizer, None for kinds that
+  posjax does not know: the name of the file that it would be, and its content."""
 
   config: dict[str, Any]
   family: Any
   tensors: dict[str, Quantised]
-  tokenizer: bytes | None
+  tokenizer: tuple[str, bytes] | None
 
 
 def read(file: Path) -> File:
@@ -165,11 +166,19 @@ def scaling(keys: Keys) -> dict[str, Any] | None:
   return {key: value for key, value in found.items() if value is not None}
 
 
-def tokenizer(found: dict[str, Any]) -> bytes | None:
-  """A tokenizer.json; None for kinds of tokenizers that posjax does not make one of."""
+def tokenizer(found: dict[str, Any]) -> tuple[str, bytes] | None:
+  """As of `File`. Raises ValueError where its lists do not fit."""
   tokens, cut = found.get('tokenizer.ggml.tokens'), found.get('tokenizer.ggml.pre')
-  if found.get('tokenizer.ggml.model') != 'gpt2' or cut not in CUTS or not tokens:
-    return None
+  kind = found.get('tokenizer.ggml.model')
+  if kind == 'llama' and tokens:
+    return 'tokenizer.model', pieces.model(found)
+  if kind == 'gpt2' and cut in CUTS and tokens:
+    return 'tokenizer.json', byte_pairs(found, tokens, cut)
+  return None
+
+
+def byte_pairs(found: dict[str, Any], tokens: list[str], cut: str) -> bytes:
+  """A tokenizer.json."""
   kinds = found.get('tokenizer.ggml.token_type') or [1] * len(tokens)
   added = [
     {'id': n, 'content': token, 'special': kind == 3, 'single_word': False, 'lstrip': False,

@@ -38,7 +38,7 @@ METADATA = {
 }  # fmt: skip
 
 
-def make(file, kind=KINDS.F32, changes=(), extra=(), tokens=None):
+def make(file, kind=KINDS.F32, changes=(), extra=(), tokens=None, pieces=None):
   """A GGUF file of the family `llama`; returns what its tensors are once dequantised."""
   writer = gguf.GGUFWriter(file, 'llama')
   for name, value in (METADATA | dict(changes)).items():
@@ -54,8 +54,16 @@ def make(file, kind=KINDS.F32, changes=(), extra=(), tokens=None):
     writer.add_token_list(tokens)
     writer.add_token_types([3] + [1] * (len(tokens) - 1))
     writer.add_token_merges(['Ġ t'])
+  if pieces:
+    token, score, own, settings = pieces
+    writer.add_tokenizer_model('llama')
+    writer.add_token_list(token)
+    writer.add_token_scores(score)
+    writer.add_token_types(own)
+    for key, value in settings.items():
+      getattr(writer, f'add_{key}')(value)
   kept = {}
-  for name, shape in SHAPES.items():
+  for name, shape in (SHAPES | {'token_embd': [len(pieces[0]) if pieces else V, D]}).items():
     x = numbers(name + '.weight', shape)
     own = KINDS.F32 if len(shape) == 1 else kind
     stored = gguf.quantize(x, own)
@@ -121,6 +129,47 @@ def test_its_tokenizer_reads_text(tmp_path):
   assert loaded.tokenizer.decode([3, 4, 3, 5, 6]) == 'a ta12'
   assert loaded.tokenizer.bos == 0
   json.loads(loaded.tokenizer.content)
+
+
+@pytest.fixture(scope='module')
+def sentences(tmp_path_factory):
+  """A SentencePiece model of byte pairs as Llama's, learned from posjax's own words."""
+  sentencepiece = pytest.importorskip('sentencepiece')
+  folder = tmp_path_factory.mktemp('pieces')
+  sentencepiece.SentencePieceTrainer.train(
+    input=loading.__file__, model_prefix=str(folder / 'm'), vocab_size=500, model_type='bpe',
+    byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False,
+    user_defined_symbols=['<|im_start|>'], minloglevel=2,
+  )  # fmt: skip
+  return sentencepiece.SentencePieceProcessor(model_file=str(folder / 'm.model'))
+
+
+@pytest.mark.parametrize('prefix', [True, False])
+def test_pieces_become_the_sentencepiece_model_they_were(prefix, sentences, tmp_path):
+  ids = range(sentences.get_piece_size())
+  kinds = [
+    2 if sentences.is_unknown(n) else 3 if sentences.is_control(n) else 6 if sentences.is_byte(n)
+    else 4 if sentences.id_to_piece(n) == '<|im_start|>' else 1
+    for n in ids
+  ]  # fmt: skip
+  settings = {'unk_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 2, 'add_space_prefix': prefix}
+  pieces = [sentences.id_to_piece(n) for n in ids], [sentences.get_score(n) for n in ids], kinds
+  make(tmp_path / 'm.gguf', pieces=(*pieces, settings))
+  ours = loading.load(tmp_path / 'out', f'gguf:{tmp_path / "m.gguf"}').tokenizer
+  assert (ours.vocabulary, ours.bos, ours.FILE) == (500, 1, 'tokenizer.model')
+  for text in ('The run of a config', 'two  spaces, \n a line', 'é ☃ <|im_start|>user', ''):
+    expected = sentences.encode(text)
+    if not prefix and text:  # what stands before the first word there
+      expected = sentences.encode('\n' + text)[2:]
+    assert list(ours.encode(text)) == expected
+    assert ours.decode(ours.encode(text)) == text
+
+
+def test_pieces_without_scores_are_refused(tmp_path):
+  kinds = {'unk_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 2}
+  make(tmp_path / 'm.gguf', pieces=(['<unk>', '<s>', '</s>'], [0.0, 0.0], [2, 3, 3], kinds))
+  with pytest.raises(ValueError, match='has 3 tokens, 2 scores and 3 types'):
+    interop.load(tmp_path / 'm.gguf')
 
 
 @pytest.mark.parametrize(
