@@ -123,9 +123,14 @@ def choose_data(trained: ConfigDict, evaluated: ConfigDict) -> ConfigDict:
   chosen = trained.copy_and_resolve_references()
   if evaluated.name is not None:
     chosen.name, chosen.size, chosen.task = evaluated.name, None, {}
+  if evaluated.glob is not None:
+    chosen.name, chosen.validation_fraction, chosen.validation_split = 'text', 0.0, 'train'
+  if evaluated.split is not None:
+    chosen.validation_split = evaluated.split
   chosen.task = {**chosen.task, **evaluated.task}
-  if evaluated.size is not None:
-    chosen.size = evaluated.size
+  for key in ('size', 'glob', 'data_dir', 'text_key'):
+    if evaluated[key] is not None:
+      chosen[key] = evaluated[key]
   return chosen
 
 

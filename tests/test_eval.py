@@ -111,6 +111,15 @@ def test_attention_of_all_heads_becomes_a_table_json_a_picture_and_a_part_of_the
   assert 'Evaluation: attention' in page and 'sink mass' in page
 
 
+def test_all_texts_of_a_glob_are_evaluated_whatever_the_run_was_trained_on(rope, tmp_path):
+  for n in range(3):
+    (tmp_path / f'{n}.txt').write_text(f'The {n}th text. ' * 12)
+  glob = f'--eval.data.glob={tmp_path}/*.txt'
+  evaluate(rope, '--eval=configs/eval/base.py:smoke', '--eval.name=own', glob)
+  results = json.loads((rope / 'evaluation' / 'own.json').read_text())
+  assert results['documents'] == 3
+
+
 def test_what_a_scheme_cannot_do_is_reported_as_refused_with_the_reason(tmp_path, capsys):
   train_here(tmp_path / 'run', 'train.steps=3', config='configs/learned.py:smoke')
   evaluate(tmp_path / 'run', EXTEND, '--eval.multiples=(1, 2)')

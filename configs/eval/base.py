@@ -30,8 +30,10 @@ def get_config(variant: str = '') -> ConfigDict:
   config.recipes = ({'name': 'none'},)
 
   # Data other than those that the run was trained on, as in configs/base.py; None takes its own, of
-  # which data.task and data.size change what they name. With a task lengths are its sizes.
-  config.data = ConfigDict({'name': None, 'task': {}, 'size': None})
+  # which data.task and data.size change what they name. With a task lengths are its sizes. All
+  # texts of `glob` are read, none being of a training split; `split` is that of a TFDS data set.
+  config.data = ConfigDict({'name': None, 'task': {}, 'size': None, 'glob': None})
+  config.data.update({'data_dir': None, 'text_key': None, 'split': None})
   config.examples = 200  # with a task: of each size and depth; 200 tell 0.95 from 0.99
   config.depths = ()  # with a needle: where it lies, from 0 (first) to 1 (last); () draws it
 
