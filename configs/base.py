@@ -26,7 +26,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.position = ConfigDict({'name': 'none'})
 
   # A pattern of layers, repeated over the depth: what each sets differently, of the keys position,
-  # extended, window, sinks, chunk, segment, memory and mlp. None: all layers are alike.
+  # extended, window, sinks, chunk, segment, memory, mlp, cap, null_logit and qk_norm_after. None:
+  # all layers are alike.
   config.layers = None
 
   # Positions to train on other than 0, 1, 2, ...: a class of posjax/sampling.py and its settings.
@@ -77,6 +78,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.embedding_norm = False  # a norm of what enters the first layer
   config.model.logit_cap = None  # the same for the logits of the next token
   config.model.tied = False  # True: the output matrix is the embedding's transpose
+  config.model.cutoffs = None  # ids at which the clusters of an adaptive softmax begin, after the
+  # first one's, of the most frequent tokens; it saves no work here. None: one softmax
   config.model.dtype = 'auto'  # of activations: bfloat16 on accelerators, float32 on CPU
   config.model.remat = 'none'  # 'none', 'block' (keep layer inputs) or 'dots' (keep matmuls too)
   config.model.attention = 'auto'  # form: 'auto', 'dense', 'tiled', 'cudnn' or 'splash'

@@ -12,7 +12,9 @@ from configs import base
 
 def get_config(variant: str = ''):
   config = base.get_config()
-  config.position = {'name': 'xl', 'theta': 10_000.0, 'deviation': 0.02}
+  config.position = {
+    'name': 'xl', 'theta': 10_000.0, 'deviation': 0.02, 'untied': False, 'clamp': None,
+  }  # fmt: skip
   config = base.experiment(config, variant)
   config.model.segment = config.model.memory = config.train.length // 2
   return config

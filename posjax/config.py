@@ -25,7 +25,8 @@ OPEN = ('position', 'extension', 'sampling', 'data.task')
 ABSENT = (
   'init_from', 'eval', 'layers', 'phases', 'extension.trained_length', 'model.vocabulary',
   'model.window', 'model.chunk', 'model.segment', 'model.activation', 'model.norm_epsilon',
-  'model.attention_cap', 'model.logit_cap',
+  'model.attention_cap', 'model.logit_cap', 'model.cutoffs', 'model.gate_limit',
+  'model.qk_norm_after',
   'model.embedding_scale', 'model.latent.width', 'model.latent.query', 'model.latent.value',
   'model.latent.epsilon', 'model.latent.norm', 'data.size', 'data.glob', 'data.data_dir',
   'data.cache_dir', 'train.clip', 'train.loss_chunk', 'sampler.top_k',

@@ -65,6 +65,7 @@ class Decoder(nn.Module):
   embedding_scale: float | None = None
   embedding_norm: bool = False
   tied: bool = False
+  cutoffs: tuple[int, ...] | None = None
   logit_cap: float | None = None
   dtype: str = 'auto'
   remat: str = 'none'
@@ -112,6 +113,8 @@ class Decoder(nn.Module):
     ):
       if getattr(self, field) is None or getattr(self, field) < 1:
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
+    if self.cutoffs is not None:
+      check_cutoffs(self)
     for place in self.biases:
       if place not in BIASES:
         raise ValueError(f"model.biases names '{place}'. It may name: {', '.join(BIASES)}.")
@@ -194,6 +197,12 @@ class Decoder(nn.Module):
     self.head_bias_V = None
     if 'head' in self.biases:
       self.head_bias_V = self.param('head_bias_V', nn.initializers.zeros, (V,))
+    if self.cutoffs:
+      C = len(self.cutoffs)
+      self.cluster_DC = self.param('cluster_DC', nn.initializers.normal(D**-0.5), (D, C))
+      self.cluster_bias_C = None
+      if 'head' in self.biases:
+        self.cluster_bias_C = self.param('cluster_bias_C', nn.initializers.zeros, (C,))
     norm = functools.partial(make_norm, self.norm, self.norm_epsilon)
     self.input_norm = norm() if self.embedding_norm else lambda x_BLD: x_BLD
     names = ['position', *(f'position_{n}' for n in range(1, len(self.schemes)))]
@@ -269,9 +278,15 @@ class Decoder(nn.Module):
     return self.final_norm(x_BLD)
 
   def logits(self, hidden_BLD):
-    """logits_BLV, float32."""
+    """logits_BLV, float32; of an adaptive softmax, logarithms of probabilities."""
     head_DV = self.embedding_VD.T if self.tied else self.head_DV
     logits_BLV = affine(hidden_BLD, head_DV, self.head_bias_V).astype(jnp.float32)
+    if self.cutoffs is not None:
+      first, *rest = jnp.split(logits_BLV, self.cutoffs, axis=-1)
+      if rest:
+        clusters = affine(hidden_BLD, self.cluster_DC, self.cluster_bias_C)
+        first = jnp.concatenate([first, clusters.astype(jnp.float32)], axis=-1)
+      return by_cluster(first, rest)
     cap = self.logit_cap
     return logits_BLV if cap is None else cap * jnp.tanh(logits_BLV / cap)
 
@@ -280,6 +295,32 @@ class Decoder(nn.Module):
   ):
     """logits_BLV, float32: memory B x L x V; training goes through posjax.loss instead."""
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
+
+
+def by_cluster(first_BLX, rest):
+  """Logarithms of probabilities (Grave et al. 2017, arXiv:1609.04309): of the first cluster's
+  tokens, and of the other clusters, which come after them in first_BLX, times those within each."""
+  first_BLX = jax.nn.log_softmax(first_BLX, axis=-1)
+  first_BLX, clusters = jnp.split(first_BLX, [first_BLX.shape[-1] - len(rest)], axis=-1)
+  within = [
+    clusters[..., n : n + 1] + jax.nn.log_softmax(logits, axis=-1) for n, logits in enumerate(rest)
+  ]
+  return jnp.concatenate([first_BLX, *within], axis=-1)
+
+
+def check_cutoffs(model: Decoder) -> None:
+  """Raises ValueError for clusters that do not follow each other within the vocabulary."""
+  edges = [0, *model.cutoffs, model.vocabulary]
+  if edges != sorted(set(edges)):
+    raise ValueError(
+      f'model.cutoffs = {model.cutoffs} do not cut {model.vocabulary} ids into clusters. Use ids '
+      'that rise, above 0 and below model.vocabulary.'
+    )
+  if model.logit_cap is not None:
+    raise ValueError(
+      'An adaptive softmax gives logarithms of probabilities, which no model.logit_cap is made '
+      'for. Use it or model.cutoffs.'
+    )
 
 
 def check_latent(model: Decoder) -> None:

@@ -26,6 +26,7 @@ RULES = (
   (r'_VD$|_XD$|_MD$', P('tensor', 'fsdp')),  # embedding; attention output; down
   (r'(scale|bias)_D$', P()),  # of norms; biases of what is added to the residual stream
   (r'null_H$', P()),  # a number for each head
+  (r'cluster_bias_C$', P()),
   (r'bias_(X|M|V)$', P('tensor')),
   (r'_CX$', P('fsdp', 'tensor')),  # of latent attention: heads from a latent
   (r'_DC$|_DR$', P('fsdp', None)),  # and what all heads share

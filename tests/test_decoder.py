@@ -52,7 +52,7 @@ def by_definition(
   params, tokens_L, *, H, G, K, seen, mlp='gated', activation=None, residual='sequential',
   norm='rms', norm_at='input', norm_epsilon=None, qk_norm='none', biases=(), embedding_scale=None,
   embedding_norm=False, logit_cap=None, cap=None, null_logit=False, gate_limit=np.inf,
-  gate_offset=0.0, qk_norm_after=None,
+  gate_offset=0.0, qk_norm_after=None, cutoffs=None,
 ):  # fmt: skip
   """The model in float64, one token after the other; softmax attention without positions.
 
@@ -129,7 +129,28 @@ def by_definition(
     x_LD = np.stack([normalise(x, p['final_norm'], norm) for x in x_LD])
   logits_LV = x_LD @ (p['head_DV'] if 'head_DV' in p else p['embedding_VD'].T)
   logits_LV = biased(logits_LV, p, 'head_bias_V', 'head')
+  if cutoffs is not None:
+    clusters_LC = biased(x_LD @ p['cluster_DC'], p, 'cluster_bias_C', 'head') if cutoffs else None
+    return np.stack([
+      by_cluster(logits_LV[i], clusters_LC[i] if cutoffs else (), cutoffs)
+      for i in range(len(x_LD))
+    ])
   return logits_LV if logit_cap is None else logit_cap * np.tanh(logits_LV / logit_cap)
+
+
+def by_cluster(logits_V, clusters_C, cutoffs):
+  """ln p of each token: p of its cluster, which is one token of the first, times p within it."""
+  edges, found = [0, *cutoffs, len(logits_V)], []
+  size = edges[1]
+  total = sum(np.exp(x) for x in [*logits_V[:size], *clusters_C])
+  for v, logit in enumerate(logits_V):
+    if v < size:
+      found.append(np.log(np.exp(logit) / total))
+      continue
+    c = next(c for c in range(1, len(edges)) if edges[c] <= v < edges[c + 1])
+    within = np.exp(logit) / np.exp(logits_V[edges[c] : edges[c + 1]]).sum()
+    found.append(np.log(np.exp(clusters_C[c - 1]) / total * within))
+  return np.array(found)
 
 
 def blocks_in_order(params, seen):
@@ -167,13 +188,16 @@ def everything(i):
     {'null_logit': True, 'cap': 0.5, 'gate_limit': 0.1, 'gate_offset': 0.7,
      'activation': 'gelu_sigmoid'},
     {'qk_norm_after': 0.3, 'biases': ('qkv',)},
+    {'cutoffs': (3, 7), 'biases': ('head',), 'tied': True},
+    {'cutoffs': (1,)},
+    {'cutoffs': ()},
   ],
   ids=[
     'gated, rms, grouped', 'plain, layer, one key head', 'qk_norm, tied, windowed',
     'parallel, biases', 'one norm for both, head bias', 'norms at the output, epsilon',
     'norms at both, scale, output bias', 'norms at both, parallel',
     'qk_norm of the whole, caps', 'norms of sums, embedding norm', 'null logit, limited gate',
-    'qk_norm without scale',
+    'qk_norm without scale', 'three clusters', 'two clusters', 'one cluster',
   ],
 )  # fmt: skip
 def test_the_model_is_its_definition(changes, tolerance):
@@ -415,6 +439,9 @@ def test_bfloat16_activations_give_float32_logits_and_gradients(remat):
     ({'activation': 'swish'}, r"model.activation = 'swish' is unknown. Use one of: None, silu"),
     ({'residual': 'none'}, r"model.residual = 'none' is unknown. Use one of: sequential, par"),
     ({'qk_norm': True}, r"model.qk_norm = 'True' is unknown. Use one of: none, head, whole"),
+    ({'cutoffs': (7, 3)}, r'cutoffs = \(7, 3\) do not cut 11 ids into clusters. Use ids that rise'),
+    ({'cutoffs': (11,)}, r'cutoffs = \(11,\) do not cut 11 ids'),
+    ({'cutoffs': (5,), 'logit_cap': 2.0}, 'no model.logit_cap is made for. Use it or model.cut'),
     ({'qk_norm_after': -1.0}, 'qk_norm_after = -1.0 is added to a mean square. Use 0 or more'),
     ({'cap': 0.0}, 'Logits capped at 0.0 are no logits'),
     ({'norm_at': 'pre'}, r"model.norm_at = 'pre' is unknown. Use one of: input, output, both"),

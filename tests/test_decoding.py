@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_contract import NAMES, make
 
+from posjax import positions
 from posjax.attend import Mask
 from posjax.attention import Layer
 from posjax.cache import LayerCache
@@ -99,6 +100,19 @@ def test_a_layer_that_sees_less_keeps_no_more_than_it_sees(name, sees, tokens_BL
   expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
   np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
   assert [layer.slots for layer in cache.layers] == [slots, L]
+
+
+@pytest.mark.parametrize('mask', slow([Mask(), Mask(window=6)], Mask()), ids=['', 'window'])
+def test_clamped_distances_are_those_of_a_cache_too(mask, tokens_BL):
+  layer = Layer(scheme=positions.make('xl', clamp=3, untied=True, deviation=0.5), mask=mask)
+  model, params = build(layer, layer)
+  found_BLV, _ = decoded(model, params, model.spectrum(), tokens_BL, PIECES)
+  expected_BLV = whole(model, params, model.spectrum(), tokens_BL)
+  np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
+  np.testing.assert_allclose(
+    whole(model.clone(attention='tiled'), params, model.spectrum(), tokens_BL), expected_BLV,
+    atol=2e-5,
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize('name', slow(('rope', 'shaw', 'cope', 'xl'), 'rope', 'shaw'))

@@ -119,6 +119,15 @@ def half_split(
   return Change(pattern, taken(to), taken(np.argsort(to)))
 
 
+def headed(pattern: str, heads: int) -> Change:
+  """A matrix of theirs that ours have as [in, heads, width]."""
+  return Change(
+    pattern,
+    lambda rows, n: rows.T.reshape(rows.shape[1], heads, -1),
+    lambda x, n: x.reshape(len(x), -1).T,
+  )
+
+
 def times(pattern: str, factor: Callable[[int | None], float]) -> Change:
   """Multiplied by a number that may depend on the layer."""
   return Change(pattern, lambda x, n: x * factor(n), lambda x, n: x / factor(n))
@@ -268,8 +277,13 @@ def give(table: Table, model: Decoder, params: Any) -> dict[str, Callable[[], np
 def _rows(table: Table, place: Place, leaf, at: tuple[int, ...], n: int | None):
   """Rows of a parameter; of each expert's, where they are stacked."""
   x = np.asarray(leaf[at], np.float32)
-  one = lambda x: table.fold('give', place.name, x.T if x.ndim == 2 else x, n)
+  one = lambda x: _given(table, place.name, x, n)
   return [one(x_e) for x_e in x] if place.weight.stacked else one(x)
+
+
+def _given(table: Table, name: str, x, n: int | None):
+  """Rows of one parameter, with their output axis first."""
+  return table.fold('give', name, x.T if x.ndim == 2 else x, n)
 
 
 def _read(table: Table, place: Place, tensors, shape, n: int | None, index) -> np.ndarray:
@@ -297,16 +311,12 @@ def _ours(table: Table, place: Place, array: np.ndarray, n: int | None) -> np.nd
 
 
 def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
-  wanted: dict[str, tuple[Weight, dict[int, tuple[int, ...]]]] = {}
-  experts: dict[str, int] = {}  # how many, of tensors that hold them all
+  wanted: dict[str, tuple[Weight, int | None, dict[int, tuple[int, ...]]]] = {}
   for path, place in found.items():
     shape = place.inner(leaf_of[path])
     for n in place.numbers:
-      names = place.theirs(n, shape)
-      for name in names:
-        own = shape[1:] if place.weight.by_expert else shape
-        wanted.setdefault(name, (place.weight, {}))[1][place.which] = own
-        experts[name] = shape[0] if place.weight.stacked else 0
+      for name in place.theirs(n, shape):
+        wanted.setdefault(name, (place.weight, n, {}))[2][place.which] = shape
   left = sorted(
     name for name in tensors.keys() - wanted.keys() if not re.search(table.ignored, name)
   )
@@ -318,11 +328,11 @@ def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
     if names:
       more = f' and {len(names) - 3} more' if len(names) > 3 else ''
       raise ValueError(f'The checkpoint {what} {", ".join(names[:3])}{more}. {way}.')
-  for name, (weight, shapes) in wanted.items():
+  for name, (weight, n, shapes) in wanted.items():
     tensor = tensors[name]
-    rows = [jax.ShapeDtypeStruct(shapes[which][::-1], jnp.float32) for which in sorted(shapes)]
-    shape = jax.eval_shape(lambda rows: weight.join(rows, jnp), rows).shape  # noqa: B023
-    shape = (experts[name], *shape) if weight.stacked else shape
+    shape = jax.eval_shape(functools.partial(_whole, table, weight, n, shapes)).shape
+    if weight.stacked:
+      shape = (shapes[0][0], *shape)
     if tensor.shape != shape:
       raise ValueError(
         f"The checkpoint has '{name}' of shape {list(tensor.shape)}, but by its config it is "
@@ -333,6 +343,13 @@ def _check(table: Table, found: Mapping[str, Place], leaf_of, tensors) -> None:
         f"The checkpoint has '{name}' as {tensor.dtype}, which is no weight: those are "
         f'{", ".join(FLOATS)}.'
       )
+
+
+def _whole(table: Table, weight: Weight, n: int | None, shapes: Mapping[int, tuple[int, ...]]):
+  """Their tensor, or one expert's, of parameters that are 0."""
+  inner = lambda which: shapes[which][1:] if weight.by_expert else shapes[which]
+  arrays = [(weight.ours[which], jnp.zeros(inner(which))) for which in sorted(shapes)]
+  return weight.join([_given(table, name, x, n) for name, x in arrays], jnp)
 
 
 def _flat(tree: Any) -> tuple[list[str], list[Any], Any]:

@@ -20,29 +20,48 @@ class TransformerXL(Scheme):
     R[r] = [sin(r w[f]) | cos(r w[f])],   w[f] = theta^(-2f / D)
 
   R is as wide as the model. Each layer has its own W, without bias; u and v are the same for all
-  layers, as in the authors' code by default. So are sines before cosines there, and everything
-  learned drawn normal with deviation 0.02. The memory of segments is not the scheme's:
+  layers, as in the authors' code by default, or `untied`. So are sines before cosines there, and
+  everything learned drawn normal with deviation 0.02. The memory of segments is not the scheme's:
   config.model.segment, config.model.memory.
 
   Where positions are contiguous, W R is computed once for each distance of a layer's rows (2 D K
   FLOPs a head, shared by the batch; 2 L H K numbers), and a tile then takes about as many FLOPs for
   distances as for q . k. Elsewhere it takes D / K times as many: by angle addition, the distance is
-  D columns of waves. These are `columns`, too: D in float32, 6 D in bfloat16 (exact parts).
+  D columns of waves. These are `columns`, too: D in float32, 6 D in bfloat16 (exact parts). Not
+  where distances are clamped: no column knows which keys are far.
 
   theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
   deviation: of the initial W, u and v. Not negative.
+  untied: each layer has its own u and v (the authors' `untie_r`).
+  clamp: farther keys count as if they were `clamp` tokens away (their `clamp_len`); None: where
+    they are.
   """
 
   theta: float = 10_000.0
   deviation: float = 0.02
+  untied: bool = False
+  clamp: int | None = None
 
   def __post_init__(self):
     if not self.deviation >= 0:
       raise ValueError(
         f'Transformer-XL cannot draw weights with deviation {self.deviation}. Use one >= 0.'
       )
+    if self.clamp is not None and self.clamp < 1:
+      raise ValueError(
+        f'Distances clamped at {self.clamp} tokens are no distances. Use clamp >= 1, or None.'
+      )
 
   def init(self, key, dims):
+    return {} if self.untied else self.queries(key, dims)
+
+  def init_layer(self, key, dims):
+    shape = dims.width, dims.heads, dims.head_width
+    own = {'distance_DHK': self.deviation * jax.random.normal(key, shape)}
+    return own | self.queries(jax.random.fold_in(key, 1), dims) if self.untied else own
+
+  def queries(self, key, dims):
+    """u and v."""
     u_key, v_key = jax.random.split(key)
     shape = dims.heads, dims.head_width
     return {
@@ -50,9 +69,9 @@ class TransformerXL(Scheme):
       'v_HK': self.deviation * jax.random.normal(v_key, shape),
     }
 
-  def init_layer(self, key, dims):
-    shape = dims.width, dims.heads, dims.head_width
-    return {'distance_DHK': self.deviation * jax.random.normal(key, shape)}
+  @property
+  def factorises(self):
+    return self.clamp is None
 
   def spectrum(self, dims):
     return Spectrum(frequency_F=geometric_frequencies(dims.width, self.theta))
@@ -64,6 +83,7 @@ class TransformerXL(Scheme):
     return added(q_LHK, params['v_HK']), None
 
   def table(self, params, spectrum, r_R):
+    r_R = r_R if self.clamp is None else jnp.minimum(r_R, self.clamp)
     cos_RF, sin_RF = waves(r_R, spectrum.frequency_F)
     wave_RD = jnp.concatenate([sin_RF, cos_RF], axis=-1)
     return jnp.einsum('rd,dhk->rhk', wave_RD, params['distance_DHK'])
@@ -74,7 +94,12 @@ class TransformerXL(Scheme):
     if tile.table_M is not None:
       q_HIK, table_HKM = jnp.swapaxes(q_IHK, 0, 1), jnp.transpose(tile.table_M, (1, 2, 0))
       return s_HIJ + scale * along_diagonals(q_HIK, table_HKM.astype(q_HIK.dtype))
-    return s_HIJ + scale * by_angles(params['distance_DHK'], spectrum, q_IHK, tile)
+    more_HIJ = by_angles(params['distance_DHK'], spectrum, q_IHK, tile)
+    if self.clamp is not None:  # one distance for all that are far
+      (far_HK,) = self.table(params, spectrum, jnp.asarray([self.clamp]))
+      far_HI = jnp.einsum('ihk,hk->hi', q_IHK, far_HK, preferred_element_type=jnp.float32)
+      more_HIJ = jnp.where(tile.distance_IJ > self.clamp, far_HI[:, :, None], more_HIJ)
+    return s_HIJ + scale * more_HIJ
 
   def columns(self, params, spectrum, query, key, *, heads, kv_heads, scale, dtype):
     """Waves of the key, and what the query makes of each: the same for all heads, and not."""

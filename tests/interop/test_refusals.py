@@ -218,6 +218,13 @@ def test_a_config_that_asks_for_something_else_is_refused_and_the_key_named(
     ('llama4_text', {'layer_types': ['sliding_attention'] * 3}, 'layer_types = '),
     ('llama4_text', {'moe_layers': 2}, 'moe_layers = 2'),
     ('llama4_text', {'use_qk_norm': 'l2'}, "use_qk_norm = 'l2'"),
+    ('transfo_xl', {'div_val': 4}, 'div_val = 4, which posjax cannot do. It can do: 1'),
+    ('transfo_xl', {'d_embed': 8}, 'd_embed = 8, .* By its other keys it is 16'),
+    ('transfo_xl', {'mem_len': 20}, 'mem_len = 20'),
+    ('transfo_xl', {'same_length': True}, 'same_length = True'),
+    ('transfo_xl', {'pre_lnorm': True}, 'pre_lnorm = True'),
+    ('transfo_xl', {'cutoffs': [12, 5]}, r'cutoffs = \[12, 5\]'),
+    ('transfo_xl', {'attn_type': 1}, 'attn_type = 1'),
   ],
 )
 def test_a_familys_own_keys_are_refused_by_name(family, changes, text, published, tmp_path):

@@ -82,13 +82,16 @@ def logits(scheme, params, q_LHK, k_LGK, pos_L, contiguous, first=0, factor=1.0)
   return np.asarray(score(params, q_LHK, k_LGK, pos_L))
 
 
-@pytest.mark.parametrize('theta', [10_000.0, 50.0])
+@pytest.mark.parametrize(('theta', 'clamp'), [(10_000.0, None), (50.0, None), (10_000.0, 4)])
 @pytest.mark.parametrize(
   ('contiguous', 'first', 'factor'),
   [(True, 0, 1.0), (True, 5, 4.0), (False, 0, 4.0), (False, 5, 1.0)],
 )
-def test_logits_are_the_four_terms_of_the_paper(rng, contiguous, first, factor, theta, tolerance):
-  scheme, L = positions.make('xl', theta=theta), 12
+def test_logits_are_the_four_terms_of_the_paper(
+  rng, contiguous, first, factor, theta, clamp, tolerance
+):
+  """With distances clamped, too: to that many tokens, before anything stretches them."""
+  scheme, L = positions.make('xl', theta=theta, clamp=clamp), 12
   params, q_LHK, k_LGK = drawn(rng, L)
   pos_L = np.arange(L) if contiguous else np.cumsum(rng.integers(1, 300, size=L))
   got_HIJ = logits(scheme, params, q_LHK, k_LGK, pos_L, contiguous, first, factor)
@@ -97,7 +100,7 @@ def test_logits_are_the_four_terms_of_the_paper(rng, contiguous, first, factor, 
   atol = 3 * (tolerance(D * K) + EPS / 2 * np.max(pos_L))
   for h, i, j in np.ndindex(H, L - first, L):
     vectors = np.float64(q_LHK[first + i, h]), np.float64(k_LGK[j, h // (H // G)])
-    r = (pos_L[first + i] - pos_L[j]) / factor
+    r = min(pos_L[first + i] - pos_L[j], clamp or np.inf) / factor
     exact = logit(p, *vectors, h, r, theta)
     np.testing.assert_allclose(got_HIJ[h, i, j], exact, atol=atol)
     if theta == 10_000.0:
@@ -207,6 +210,22 @@ def test_layers_have_projections_of_their_own_and_share_u_and_v():
   named = lambda tree: {name: x.shape for name, x in tree['position'].items()}
   assert named(shapes) == {'u_HK': (H, K), 'v_HK': (H, K)}
   assert named(shapes['blocks']['layer_0']) == {'distance_DHK': (3, D, H, K)}
+
+
+def test_layers_may_have_u_and_v_of_their_own():
+  scheme = positions.make('xl', untied=True)
+  assert scheme.init(jax.random.key(0), DIMS) == {}
+  own = scheme.init_layer(jax.random.key(0), DIMS)
+  shapes = {name: x.shape for name, x in own.items()}
+  assert shapes == {'u_HK': (H, K), 'v_HK': (H, K), 'distance_DHK': (D, H, K)}
+  assert not np.allclose(own['u_HK'], own['v_HK'])
+
+
+def test_clamped_distances_have_no_columns_and_are_tokens():
+  assert positions.make('xl').factorises
+  assert not positions.make('xl', clamp=5).factorises
+  with pytest.raises(ValueError, match=r'clamped at 0 tokens are no distances. Use clamp >= 1'):
+    positions.make('xl', clamp=0)
 
 
 def test_everything_is_drawn_with_the_given_deviation():
