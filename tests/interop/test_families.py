@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import write
+from e2e import finish, launch
 
 from posjax import interop
 from posjax.interop import checkpoint, family
@@ -82,6 +83,24 @@ def test_decoding_with_a_cache_gives_the_logits_of_cached_decoding(file, n, publ
   np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, rtol=0, atol=CLOSE)
   with pytest.raises(ValueError, match=f'holds {length} tokens .* one would have {length + 1}'):
     steps(case.input_ids[:, :1])
+
+
+@pytest.mark.slow
+def test_experts_stored_in_one_tensor_go_to_their_devices(published, tmp_path):
+  case = published('checkpoint-gpt_oss').cases[0]
+  directory = write(tmp_path / 'checkpoint', case.config, case.shapes)
+  program = """
+import sys, json, numpy as np
+from posjax import interop
+model = interop.load(sys.argv[1], mesh={'fsdp': 2, 'tensor': 2})
+matrix_EDM = model.params['blocks']['layer_0']['mlp']['experts']['gate_EDM']
+assert matrix_EDM.shape == (1, 4, 32, 12)
+assert matrix_EDM.addressable_shards[0].data.shape == (1, 2, 16, 12)
+np.save(sys.argv[2], model(np.array(json.loads(sys.argv[3]))))
+"""
+  tokens = json.dumps(np.asarray(case.input_ids).tolist())
+  finish(launch('-c', program, directory, tmp_path / 'logits.npy', tokens, devices=4))
+  np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), case.logits, rtol=0, atol=CLOSE)
 
 
 def test_every_family_has_logits_to_be_held_to():
