@@ -61,8 +61,9 @@ def read(
 
   inside.take('type', None)
   kind = inside.take('rope_type', inside.content.get('type') or 'default')
-  kind = (renamed or {}).get(kind, kind)
   kinds = tuple(KINDS) if kinds is None else kinds
+  if isinstance(kind, str):
+    kind = (renamed or {}).get(kind, kind)
   if kind not in kinds:
     raise inside.refuse('rope_type', kind, f'It can do: {", ".join(kinds)}.')
   inside.take('finetuned', None)  # YaRN's authors noted it; it changes nothing
@@ -140,11 +141,17 @@ def _yarn(inside: Keys, longest: int, original: int) -> dict[str, Any]:
 
 def _longrope(inside: Keys, longest: int, original: int) -> dict[str, Any]:
   factor = inside.number('factor', longest / original)
-  usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+  usual = 1.0
+  if factor > 1 and 'attention_factor' not in inside:
+    if original == 1:
+      raise inside.refuse(
+        'original_max_position_embeddings', 1, 'Without attention_factor, its logarithm divides.'
+      )
+    usual = math.sqrt(1 + math.log(factor) / math.log(original))
   return {
     'name': 'longrope', 'factor': max(1.0, float(factor)), 'trained_length': original,
-    'short': tuple(map(float, inside.take('short_factor'))),
-    'long': tuple(map(float, inside.take('long_factor'))),
+    'short': inside.numbers('short_factor'),
+    'long': inside.numbers('long_factor'),
     'attention_factor': float(inside.number('attention_factor', usual)),
   }  # fmt: skip
 
