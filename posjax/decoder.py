@@ -115,6 +115,8 @@ class Decoder(nn.Module):
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
     if self.cutoffs is not None:
       check_cutoffs(self)
+    if self.norm_epsilon is not None and not 0 <= self.norm_epsilon < math.inf:
+      raise ValueError(f'model.norm_epsilon = {self.norm_epsilon}. Use a number >= 0, or None.')
     for place in self.biases:
       if place not in BIASES:
         raise ValueError(f"model.biases names '{place}'. It may name: {', '.join(BIASES)}.")

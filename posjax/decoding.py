@@ -237,11 +237,7 @@ class Decoding:
         f'{len(rows)} rows of tokens for a cache of {len(self.lengths)} rows. Give each row its '
         f'tokens, or make a cache of batch = {len(rows)}.'
       )
-    if not all(row.size for row in rows):
-      raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
-    if any(row.ndim != 1 or row.dtype.kind not in 'iu' for row in rows):
-      found = ', '.join(sorted({f'{row.dtype} {list(row.shape)}' for row in rows}))
-      raise ValueError(f'A row of tokens is a list of ids, whole numbers, not {found}. Encode it.')
+    check_tokens(self.model, rows)
     if np.shape(reads_B) not in ((), (len(rows),)):
       raise ValueError(
         f'{len(reads_B)} rows are said to read or not, of {len(rows)}. Say it of each row.'
@@ -250,13 +246,6 @@ class Decoding:
       raise ValueError(
         f'Rows of {self.lengths.tolist()} tokens cannot read on side by side, but token by token. '
         'Use `step`, or rows of the same length.'
-      )
-    least, largest = min(row.min() for row in rows), max(row.max() for row in rows)
-    if least < 0 or largest >= self.model.vocabulary:
-      wrong = least if least < 0 else largest
-      raise ValueError(
-        f'There is no token {wrong} in a vocabulary of {self.model.vocabulary}. Encode the text '
-        "with the run's own tokenizer."
       )
     after_B = self.lengths + np.array([len(row) for row in rows]) * reads_B
     if not self.turned and np.any(reads_B) and np.ptp(after_B[np.broadcast_to(reads_B, len(rows))]):
@@ -270,6 +259,22 @@ class Decoding:
         f'The cache holds {self.size} tokens of a row, and one would have {longest}. Use size >= '
         f'{longest}.'
       )
+
+
+def check_tokens(model: Decoder, rows: Sequence[np.ndarray]) -> None:
+  """Raises ValueError where a row is empty, or holds what is no token of the model."""
+  if not (len(rows) and all(row.size for row in rows)):
+    raise ValueError('A row without tokens has nothing to follow. Begin rows with bos.')
+  if any(row.ndim != 1 or row.dtype.kind not in 'iu' for row in rows):
+    found = ', '.join(sorted({f'{row.dtype} {list(row.shape)}' for row in rows}))
+    raise ValueError(f'A row of tokens is a list of ids, whole numbers, not {found}. Encode it.')
+  least, largest = min(row.min() for row in rows), max(row.max() for row in rows)
+  if least < 0 or largest >= model.vocabulary:
+    wrong = least if least < 0 else largest
+    raise ValueError(
+      f'There is no token {wrong} in a vocabulary of {model.vocabulary}. Encode the text with the '
+      "run's own tokenizer."
+    )
 
 
 def _on_device(spectrum):

@@ -18,10 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from posjax.decoder import Decoder, check_length
-from posjax.decoding import Decoding
+from posjax.decoding import Decoding, check_tokens
 from posjax.extension import extend, takes
 from posjax.interop import checkpoint
 from posjax.interop.checkpoint import build_on, is_foreign, open_named, read_params
@@ -49,13 +50,14 @@ class Model:
   def __call__(self, tokens_BL, spectrum: Any = None) -> jax.Array:
     """logits_BLV, float32. Compiles once for each shape.
 
-    Raises ValueError where there are no positions for so many tokens.
+    Raises ValueError where there are no positions for so many tokens, or no such token.
     """
-    tokens_BL = jnp.asarray(tokens_BL, jnp.int32)
+    tokens_BL = np.asarray(tokens_BL)
+    check_tokens(self.decoder, tokens_BL)
     length = tokens_BL.shape[1]
     spectrum = self.spectrum(length) if spectrum is None else spectrum
     check_length(self.decoder, spectrum, length)
-    return self._logits(self.params, tokens_BL, jax.tree.map(jnp.float32, spectrum))
+    return self._logits(self.params, np.int32(tokens_BL), jax.tree.map(jnp.float32, spectrum))
 
   def decode(self, *, batch: int, size: int, prefill: int = 1) -> Decoding:
     """Decoding of `batch` rows of up to `size` tokens, of which `prefill` come at once.

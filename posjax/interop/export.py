@@ -121,6 +121,9 @@ def stretched(theirs: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
   if extension['name'] != 'none':
     length = max(length, round(extension['factor'] * (extension['trained_length'] or length)))
   settings = rope.write(position, extension, length, width)
+  original = 'original_max_position_embeddings'
+  if original in theirs and original in settings['rope_parameters']:  # said twice
+    settings[original] = settings['rope_parameters'][original]
   full = 'full_attention'
   if full in (theirs.get('rope_parameters') or {}):  # those of layers without a window
     nested = theirs['rope_parameters'] | {full: settings['rope_parameters']}
@@ -134,9 +137,6 @@ def stretched(theirs: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
   theta = parameters.pop('rope_theta')
   parameters.pop('partial_rotary_factor', None)
   theirs |= dict.fromkeys({'rope_theta', 'rotary_emb_base'} & theirs.keys(), theta)
-  original = 'original_max_position_embeddings'
-  if original in theirs and original in parameters:
-    theirs[original] = parameters[original]
   scaling = None if parameters['rope_type'] == 'default' else parameters
   return theirs | settings | {'rope_scaling': scaling}
 

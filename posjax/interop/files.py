@@ -105,7 +105,9 @@ def open_file(file: Path) -> dict[str, Tensor]:
           raise wrong(f"describes '{name}' as {entry}, which do not fit each other.")
         at = end
         tensors[name] = Tensor(file=file, dtype=dtype, shape=tuple(shape), begin=8 + length + begin)
-    except (TypeError, KeyError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (
+      TypeError, KeyError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError,
+    ) as error:  # fmt: skip
       raise wrong(f'has a header that is not that of safetensors ({error!r}).') from None
   if 8 + length + at != size:
     raise wrong(f'has {size} bytes, but its header describes {8 + length + at}.')
@@ -140,9 +142,9 @@ def read_json(file: Path) -> dict[str, Any]:
   """A JSON object. Raises ValueError where the file holds something else."""
   try:
     content = json.loads(file.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
     raise ValueError(f"There is no '{file}'. Name a directory that holds a checkpoint.") from None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+  except (RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
     raise ValueError(f"'{file}' is no JSON: {error}. Copy it again.") from None
   if not isinstance(content, dict):
     raise ValueError(f"'{file}' holds no JSON object. Copy it again.")

@@ -1,5 +1,6 @@
 """A config.json, read key by key: what nobody reads is refused, not ignored."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,10 +66,17 @@ class Keys:
     return value
 
   def number(self, name: str, default: Any = REQUIRED) -> Any:
+    """A number that is neither infinite nor NaN, or the default."""
     value = self.take(name, default)
-    if value is not default and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    if value is not default and not _is_number(value):
       raise self.refuse(name, value, 'It must be a number.')
     return value
+
+  def numbers(self, name: str) -> tuple[float, ...]:
+    value = self.take(name)
+    if not isinstance(value, list) or not all(map(_is_number, value)):
+      raise self.refuse(name, value, 'It must be a list of numbers.')
+    return tuple(map(float, value))
 
   def flag(self, name: str, default: bool) -> bool:
     """The value; the default where it is absent, False where it is null."""
@@ -111,6 +119,11 @@ class Keys:
     text = repr(value)
     text = text if len(text) < 80 else text[:77] + '...'
     return ValueError(f'{self.where} has {name} = {text}, which posjax cannot do. {way_out}')
+
+
+def _is_number(value: Any) -> bool:
+  known = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return known and math.isfinite(value)
 
 
 ACTIVATIONS = {

@@ -8,6 +8,7 @@ What a checkpoint calls a rope type is an extension here. Lengths are in tokens.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from posjax.interop.keys import REQUIRED, Keys
@@ -34,6 +35,7 @@ def read(
   length: int | Any = REQUIRED,
   original: int | None = None,
   renamed: dict[str, str] | None = None,
+  kinds: Sequence[str] | None = None,
   temperate: bool = False,
 ) -> Rotary:
   """Rotary settings, after transformers' `modeling_rope_utils`.
@@ -41,7 +43,7 @@ def read(
   theta, length: the family's own where the config says nothing.
   share: of each head that turns, where the config says nothing; None: the family turns all of it.
   original: the family's own original_max_position_embeddings, where that is a key of its config.
-  renamed: the family's own words for rope types.
+  renamed: the family's own words for rope types. kinds: those that it has; None: all.
   temperate: whether mscale_all_dim is also a temperature of all logits.
 
   Raises ValueError, naming the key, for a type or setting posjax does not know.
@@ -59,9 +61,11 @@ def read(
 
   inside.take('type', None)
   kind = inside.take('rope_type', inside.content.get('type') or 'default')
-  kind = (renamed or {}).get(kind, kind)
-  if kind not in KINDS:
-    raise inside.refuse('rope_type', kind, f'It can do: {", ".join(KINDS)}.')
+  kinds = tuple(KINDS) if kinds is None else kinds
+  if isinstance(kind, str):
+    kind = (renamed or {}).get(kind, kind)
+  if kind not in kinds:
+    raise inside.refuse('rope_type', kind, f'It can do: {", ".join(kinds)}.')
   inside.take('finetuned', None)  # YaRN's authors noted it; it changes nothing
   before = _original(keys, inside, longest, original)
   extension = KINDS[kind](inside, longest, before)
@@ -137,11 +141,17 @@ def _yarn(inside: Keys, longest: int, original: int) -> dict[str, Any]:
 
 def _longrope(inside: Keys, longest: int, original: int) -> dict[str, Any]:
   factor = inside.number('factor', longest / original)
-  usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+  usual = 1.0
+  if factor > 1 and 'attention_factor' not in inside:
+    if original == 1:
+      raise inside.refuse(
+        'original_max_position_embeddings', 1, 'Without attention_factor, its logarithm divides.'
+      )
+    usual = math.sqrt(1 + math.log(factor) / math.log(original))
   return {
     'name': 'longrope', 'factor': max(1.0, float(factor)), 'trained_length': original,
-    'short': tuple(map(float, inside.take('short_factor'))),
-    'long': tuple(map(float, inside.take('long_factor'))),
+    'short': inside.numbers('short_factor'),
+    'long': inside.numbers('long_factor'),
     'attention_factor': float(inside.number('attention_factor', usual)),
   }  # fmt: skip
 

@@ -95,6 +95,34 @@ def test_an_extension_that_transformers_has_no_words_for_is_refused(extension, t
   assert not (tmp_path / 'out').exists()
 
 
+PHI3 = {
+  'linear': ({'factor': 2.0}, r"rope_type = 'linear', which.*It can do: default, l"),
+  'longrope': ({'factor': 4.0, 'short': (1.0, 2.0, 3.0, 4.0), 'long': (5.0,) * 4}, None),
+}
+
+
+@pytest.mark.parametrize('name', PHI3)
+def test_a_family_with_rope_types_of_its_own_is_written_with_no_others(name, published, tmp_path):
+  """Its config says the trained length twice, which must stay one."""
+  settings, text = PHI3[name]
+  case = published('checkpoint-phi3').cases[0]
+  assert case.config['original_max_position_embeddings'] == 4096
+  directory = write(tmp_path / 'in', case.config, case.shapes)
+  write_it = lambda: exported(directory, tmp_path / 'out', extension={'name': name, **settings})
+  if text is not None:
+    with pytest.raises(ValueError, match=text):
+      write_it()
+    assert not (tmp_path / 'out').exists()
+    return
+  before, after = write_it()
+  for length in (32, 33):
+    ours = extend(
+      before.decoder.spectrum(), name=name, trained_length=32, length=length, **settings
+    )
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+    jax.tree.map(close, ours, after.spectrum(length))
+
+
 def test_positions_that_no_config_stretches_are_refused(published, tmp_path):
   case = published('checkpoint-gpt2').cases[0]
   directory = write(tmp_path / 'in', case.config, case.shapes)

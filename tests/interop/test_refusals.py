@@ -123,6 +123,29 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(llama):
     interop.load(llama)
 
 
+def test_a_header_without_end_is_refused(llama):
+  text = b'[' * 100_000
+  (llama / files.WEIGHTS).write_bytes(struct.pack('<Q', len(text)) + text)
+  with pytest.raises(ValueError, match='a header that is not that of safetensors'):
+    interop.load(llama)
+
+
+@pytest.mark.parametrize(
+  ('tokens_BL', 'text'),
+  [
+    ([[16]], 'There is no token 16 in a vocabulary of 16'),
+    ([[-1]], 'There is no token -1'),
+    ([[0.5]], 'whole numbers, not float64'),
+    ([1, 2], r'whole numbers, not int64 \[\]'),
+    ([], 'A row without tokens'),
+    ([[]], 'A row without tokens'),
+  ],
+)
+def test_tokens_that_a_model_does_not_have_are_refused(llama, tokens_BL, text):
+  with pytest.raises(ValueError, match=text):
+    interop.load(llama)(tokens_BL)
+
+
 def header(entries):
   text = json.dumps(entries).encode()
   return struct.pack('<Q', len(text)) + text
@@ -190,6 +213,19 @@ def test_whole_numbers_are_no_weights(tmp_path):
     ({'rope_scaling': {'type': 'yarn', 'factor': 2.0, 'beta': 3}}, 'beta = 3'),
     ({'rope_parameters': {'rope_type': 'default', 'mrope_section': [2, 1, 1]}}, 'mrope_section'),
     ({'rope_theta': 1}, 'rope_theta = 1'),
+    ({'rope_theta': float('inf')}, 'rope_theta = inf, which'),
+    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps = nan, which'),
+    ({'rms_norm_eps': -1.0}, r'norm_epsilon = -1\.0\. Use a number >= 0'),
+    ({'rope_scaling': {'rope_type': ['yarn']}}, r"rope_type = \['yarn'\], which"),
+    (
+      {'rope_scaling': {'type': 'longrope', 'short_factor': 3, 'long_factor': [1.0]}},
+      'short_factor = 3, which posjax cannot do. It must be a list of numbers',
+    ),
+    (
+      {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0, 1.0], 'long_factor': [1.0, 1.0],
+                        'original_max_position_embeddings': 1}},
+      'original_max_position_embeddings = 1, which',
+    ),
     ({'rope_scaling': 'linear'}, "rope_scaling = 'linear'"),
     (
       {'rope_scaling': {'type': 'yarn', 'factor': 2.0, 'original_max_position_embeddings': 8},
@@ -270,7 +306,10 @@ def test_code_beside_the_weights_is_never_run(tmp_path):
 
 @pytest.mark.parametrize(
   ('content', 'text'),
-  [(None, "There is no '.*config.json'"), ('{', 'is no JSON'), ('[]', 'holds no JSON object')],
+  [
+    (None, "There is no '.*config.json'"), ('{', 'is no JSON'), ('[]', 'holds no JSON object'),
+    ('[' * 100_000, 'is no JSON'),
+  ],
 )
 def test_a_directory_without_a_config_is_no_checkpoint(llama, content, text):
   (llama / 'config.json').unlink()

@@ -16,8 +16,9 @@ def read(keys):
   keys.one_of('lm_head_bias', (False,), False)
   K, M, layer = model['head_width'], model['mlp_width'], 'model.layers.{n}.'
   rotary = rope.read(
-    keys, K, length=4096, original=4096, share=1.0, renamed={'su': 'longrope', 'yarn': 'longrope'}
-  )
+    keys, K, length=4096, original=4096, share=1.0, renamed={'su': 'longrope', 'yarn': 'longrope'},
+    kinds=('default', 'longrope'),  # transformers loads no others
+  )  # fmt: skip
   weights = usual.weights(
     attention=usual.fused(f'{layer}self_attn.qkv_proj', model['heads'], model['kv_heads'], K),
     mlp=linear(f'{layer}mlp.gate_up_proj', 'mlp/gate_DM', 'mlp/up_DM', sizes=(M, M)),
