@@ -107,9 +107,10 @@ class Stream:
   """Text as it grows, by one token at a time: only what later tokens cannot change."""
 
   def __init__(self, decode, prompt: Sequence[int] = ()):
-    """decode: ids to text (`Tokenizer.decode`). prompt: read before, and not shown."""
+    """decode: ids to text (`Tokenizer.decode`). prompt: read before, and not shown, but for a
+    character that it begins and what follows ends."""
     self._decode, self._ids = decode, [int(id) for id in prompt]
-    self._shown = len(decode(self._ids))
+    self._shown = len(decode(self._ids).rstrip('\ufffd'))
 
   def add(self, token: int) -> str:
     """What the token adds to the text; a character whose bytes are not all there yet waits."""

@@ -235,6 +235,13 @@ def test_text_is_shown_as_soon_as_no_later_token_can_change_it():
   assert stream.end() == '\ufffd'
 
 
+def test_a_character_that_a_prompt_begins_is_shown_when_it_is_whole():
+  tokenizer = Bytes()
+  *begun, last = tokenizer.encode('naïve €')
+  stream = Stream(tokenizer.decode, begun)
+  assert stream.add(last) + stream.add(ord('!')) == '€!'
+
+
 def test_tokens_of_a_prompt_are_within_the_vocabulary(begin):
   with pytest.raises(ValueError, match=rf'token {V}.*vocabulary of {V}'):
     begin(1).read([[1, V]])
