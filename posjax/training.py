@@ -81,11 +81,12 @@ def make_optimizer(train: ConfigDict, begin: int = 0) -> optax.GradientTransform
 
 
 def decayed(params: Any) -> Any:
-  """True for matrices, by the axes their names end with: not for norms, nor for positions."""
+  """True for matrices, by the axes their names end with: not for norms, biases or positions."""
 
   def one(path, _):
     keys = [entry.key for entry in path]
-    return 'position' not in keys and len(keys[-1].rpartition('_')[2]) >= 2
+    name, _, axes = keys[-1].rpartition('_')
+    return 'position' not in keys and len(axes) >= 2 and not name.endswith('bias')
 
   return jax.tree_util.tree_map_with_path(one, params)
 

@@ -498,6 +498,28 @@ def test_rows_of_a_batch_are_attended_one_by_one(rng, form):
     np.testing.assert_allclose(got_BLHV[b], alone_LHV, atol=1e-6)
 
 
+@pytest.mark.parametrize('form', ['dense', 'tiled'])
+def test_a_logit_without_a_value_is_not_sharpened_with_the_queries(rng, form, tolerance):
+  """Also where the temperature is in the queries, and for every row of a batch."""
+  pairs = zip(vectors(rng, 9, 2, 1), vectors(rng, 9, 2, 1), strict=True)
+  q_BLHK, k_BLGK, v_BLGV = (jnp.stack(pair) for pair in pairs)
+  null_H = np.float32([0.5, -0.3])
+  batch = Rows(index_L=jnp.arange(9), pos_L=jnp.tile(jnp.arange(9), (2, 1)), contiguous=True)
+  got_BLHV = attend(
+    q_BLHK, k_BLGK, v_BLGV, batch, batch, Logits(scale=0.5), 2.0, (), form, jnp.asarray(null_H)
+  )
+  for b in range(2):
+    exact = functools.partial(
+      by_definition, q_BLHK[b], k_BLGK[b], v_BLGV[b], rows(9), rows(9), 0.5, 2.0, None, None
+    )
+    np.testing.assert_allclose(got_BLHV[b], exact(null_H), atol=tolerance(9 * K))
+    assert np.abs(got_BLHV[b] - exact(2 * null_H)).max() > 0.01
+  with pytest.raises(ValueError, match=r"'cudnn' knows no null logit. Use 'tiled'"):
+    attend(
+      q_BLHK, k_BLGK, v_BLGV, batch, batch, Logits(scale=0.5), 2.0, (), 'cudnn', jnp.asarray(null_H)
+    )
+
+
 PLAIN = {
   'columns': 0, 'packed': False, 'length': 256, 'width': 64,
   'dtype': jnp.bfloat16,

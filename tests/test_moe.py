@@ -20,6 +20,7 @@ from posjax.balancing import balance, counts, imbalance, statistics
 from posjax.decoder import Decoder
 from posjax.mlp import MixedMLP
 from posjax.moe import FORMS, Experts, Routing, choose
+from posjax.training import decayed
 
 B, L, D, E, C, M = 2, 7, 6, 8, 3, 5
 MATRICES = ('gate_EDM', 'up_EDM', 'down_EMD')
@@ -488,6 +489,13 @@ def test_experts_decode_with_a_cache_as_they_read_the_whole_row(rng):
   given = model, params, model.spectrum(), tokens_BL
   found_BLV, _ = test_decoding.decoded(*given, test_decoding.PIECES)
   np.testing.assert_allclose(found_BLV, test_decoding.whole(*given), rtol=0, atol=1e-4)
+
+
+def test_matrices_of_experts_decay_and_their_biases_do_not(rng):
+  _, params, _ = given(rng, biases=('router', 'experts'))
+  matrices = {name for name, decays in decayed(params).items() if decays}
+  assert matrices == {'router_DE', 'gate_EDM', 'up_EDM', 'down_EMD'}
+  assert params.keys() - matrices == {'bias_E', *BIASES}
 
 
 def test_each_device_holds_whole_experts_and_parts_of_their_matrices():
