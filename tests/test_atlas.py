@@ -149,6 +149,7 @@ LAYERS = {
   'sinks': {'mask': Mask(window=3, sinks=2)},
   'chunk': {'mask': Mask(chunk=5)},
   'memory': {'segment': 4, 'memory': 3},
+  'cap': {'cap': 0.5},
 }
 
 

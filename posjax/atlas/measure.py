@@ -28,10 +28,12 @@ WORDS = {  # of the places where schemes act
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'mask'))
-def score_map(scheme: Scheme, params, spectrum, x_LD, q_LHK, k_LGK, mask: Mask, pos_L=None):
+def score_map(
+  scheme: Scheme, params, spectrum, x_LD, q_LHK, k_LGK, mask: Mask, pos_L=None, cap=None
+):
   """s_HIJ: the logits that attention would softmax, hidden keys at -1e30. Memory H x L x L.
 
-  pos_L: None counts 0, 1, 2, ...
+  pos_L: None counts 0, 1, 2, ...; cap: of posjax.attention.Layer.
 
   The only caller of a scheme's hooks of attention in this package, as posjax.attention and
   posjax.attend.dense do.
@@ -48,7 +50,7 @@ def score_map(scheme: Scheme, params, spectrum, x_LD, q_LHK, k_LGK, mask: Mask, 
   )
   k_LHK = jnp.repeat(k_LGK, H // k_LGK.shape[1], axis=1)
   raw_HIJ = jnp.einsum('ihk,jhk->hij', q_LHK, k_LHK, precision='highest')
-  logits = scored(Logits(scale=scale, mask=mask), scheme)
+  logits = scored(Logits(scale=scale, mask=mask), scheme, cap)
   key = logits.prepared(position, key, len(k_LHK))
   table_M = logits.tabled(position, query, key)
   tile = Tile(query.with_begin(), key.with_begin(), mask, table_M)

@@ -162,7 +162,7 @@ def weights_of(
   """p_HIJ of one layer on one document, under whatever the spectrum says of far keys."""
   layer = layer.under(spectrum, q_LHK.shape[-1] ** -0.5)
   s_HIJ = measure.score_map(
-    layer.scheme, params, spectrum, x_LD, q_LHK, k_LGK, layer.mask, pos_L
+    layer.scheme, params, spectrum, x_LD, q_LHK, k_LGK, layer.mask, pos_L, layer.cap
   )
   if layer.segment is not None:  # a query sees its segment, and the memory before it
     place_L = np.arange(len(x_LD))
