@@ -31,26 +31,27 @@ def evaluate(workdir, *words, file='generate'):
 
 
 def test_a_run_goes_on_from_prompts_under_every_recipe(run, capsys):
-  results = evaluate(run, "--eval.prompts=('The', 'Fellow citizens of')")
+  results = evaluate(run, "--eval.prompts=('The Senate and', 'Fellow citizen')")
   out = capsys.readouterr().out
   assert '[dynamic_yarn, as deployed] The' in out and out.endswith('report.html\n')
-  assert [one['recipe'] for one in results['texts']] == ['none'] * 2 + ['dynamic_yarn, exact'] * 2
+  recipes = ['none', 'dynamic_yarn, exact', 'dynamic_yarn, as deployed']
+  assert [one['recipe'] for one in results['texts']] == [r for r in recipes for _ in range(2)]
   assert all(1 <= one['tokens'] <= 8 for one in results['texts'])  # NUL ends a text
   assert all(speed['read'] > 0 and speed['write'] > 0 for speed in results['speeds'])
-  # 2 layers, 4 heads of 8, keys and values, float32; two rows of up to 19 + 7 tokens
-  assert results['size'] == 26
-  assert results['speeds'][0]['cache'] == 2 * 2 * 4 * 8 * 2 * 4 * 26
-  (refused,) = results['refused']
-  assert 'Give one at a time' in refused['reason']
-  assert 'Fellow citizens of |' in report.table(results)
+  # 2 layers, 4 heads of 8, keys and values, float32; two rows of up to 15 + 7 tokens
+  assert results['size'] == 22
+  assert results['speeds'][0]['cache'] == 2 * 2 * 4 * 8 * 2 * 4 * 22
+  assert not results['refused']
+  assert 'Fellow citizen |' in report.table(results)
   assert 'dynamic_yarn, exact' in (run / 'report.html').read_text()
 
 
 @pytest.mark.slow
-def test_both_modes_of_a_dynamic_extension_are_written(run):
-  results = evaluate(run, '--eval.prompts=("A long prompt of 30 bytes here",)', '--eval.new=6')
-  assert [one['recipe'] for one in results['texts']] == list(results['recipes'])
-  assert not results['refused']
+def test_a_spectrum_that_follows_the_length_refuses_prompts_of_several(run):
+  results = evaluate(run, "--eval.prompts=('The', 'Fellow citizens of')")
+  assert {one['recipe'] for one in results['texts']} == {'none'}
+  assert len(results['refused']) == 2
+  assert all('ne at a time' in refused['reason'] for refused in results['refused'])
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class TransformerXL(Scheme):
   theta: float = 10_000.0
   deviation: float = 0.02
   untied: bool = False
-  clamp: int | None = None
+  clamp: int | None = dataclasses.field(default=None, metadata={'other': 4})
 
   def __post_init__(self):
     if not self.deviation >= 0:
