@@ -10,8 +10,8 @@ train.py, in <workdir>/<kind>-<seed>; the same command goes on where it was stop
   mha, gqa, mqa   4, 2 and 1 key/value heads of 32
   mla             latent attention: a latent of 48 and a slice of 16; content and values of 32
 
-Speeds are those of one trained model of the
-kind, of `batch` rows that read `prompt` tokens at once and then write one at a time.
+Speeds are those of one trained model of the kind, of `batch` rows that read `prompt` tokens at once
+and then write one at a time.
 """
 
 import argparse
