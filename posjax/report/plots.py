@@ -193,5 +193,6 @@ def visible(bins: Sequence[Mapping], trained_length: int) -> list[Mapping]:
 
 
 def position_ticks(trained_length: int, lengths: Sequence[int]) -> list[int]:
-  """Ticks of an axis of context: the lengths, and two below the shortest."""
-  return sorted({n for n in (trained_length // 8, trained_length // 2) if n} | set(lengths))
+  """Ticks of an axis of context: the lengths, the trained one, and two below it."""
+  below = {n for n in (trained_length // 8, trained_length // 2) if n}
+  return sorted(below | {trained_length, *lengths})
