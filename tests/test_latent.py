@@ -88,7 +88,7 @@ def build_dims(D):
   return Dims(width=D, heads=H, kv_heads=1, head_width=LATENT.slice, length=64)
 
 
-@pytest.mark.parametrize('null', [False, True], ids=['', 'null'])
+@pytest.mark.parametrize('null', slow([False, True], False), ids=['', 'null'])
 @pytest.mark.parametrize('decode', ['absorbed', 'expanded'])
 @pytest.mark.parametrize('name', slow(SCHEMES, 'rope'))
 def test_either_form_reads_from_latents_what_the_whole_row_says(name, decode, null, rng):
