@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from posjax import adaptive
 from posjax.activation import ACTIVATIONS, Gate
 from posjax.attend import FORMS, Choice, Rows
 from posjax.attention import Layer, choose_form
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
       if getattr(self, field) is None or getattr(self, field) < 1:
         raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
     if self.cutoffs is not None:
-      check_cutoffs(self)
+      adaptive.check(self.cutoffs, self.vocabulary, self.logit_cap)
     if self.norm_epsilon is not None and not 0 <= self.norm_epsilon < math.inf:
       raise ValueError(f'model.norm_epsilon = {self.norm_epsilon}. Use a number >= 0, or None.')
     for place in self.biases:
@@ -284,11 +285,10 @@ class Decoder(nn.Module):
     head_DV = self.embedding_VD.T if self.tied else self.head_DV
     logits_BLV = affine(hidden_BLD, head_DV, self.head_bias_V).astype(jnp.float32)
     if self.cutoffs is not None:
-      first, *rest = jnp.split(logits_BLV, self.cutoffs, axis=-1)
-      if rest:
-        clusters = affine(hidden_BLD, self.cluster_DC, self.cluster_bias_C)
-        first = jnp.concatenate([first, clusters.astype(jnp.float32)], axis=-1)
-      return by_cluster(first, rest)
+      clusters_BLC = jnp.zeros((*hidden_BLD.shape[:-1], 0))
+      if self.cutoffs:
+        clusters_BLC = affine(hidden_BLD, self.cluster_DC, self.cluster_bias_C)
+      return adaptive.log_probabilities(logits_BLV, clusters_BLC.astype(jnp.float32), self.cutoffs)
     cap = self.logit_cap
     return logits_BLV if cap is None else cap * jnp.tanh(logits_BLV / cap)
 
@@ -297,32 +297,6 @@ class Decoder(nn.Module):
   ):
     """logits_BLV, float32: memory B x L x V; training goes through posjax.loss instead."""
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
-
-
-def by_cluster(first_BLX, rest):
-  """Logarithms of probabilities (Grave et al. 2017, arXiv:1609.04309): of the first cluster's
-  tokens, and of the other clusters, which come after them in first_BLX, times those within each."""
-  first_BLX = jax.nn.log_softmax(first_BLX, axis=-1)
-  first_BLX, clusters = jnp.split(first_BLX, [first_BLX.shape[-1] - len(rest)], axis=-1)
-  within = [
-    clusters[..., n : n + 1] + jax.nn.log_softmax(logits, axis=-1) for n, logits in enumerate(rest)
-  ]
-  return jnp.concatenate([first_BLX, *within], axis=-1)
-
-
-def check_cutoffs(model: Decoder) -> None:
-  """Raises ValueError for clusters that do not follow each other within the vocabulary."""
-  edges = [0, *model.cutoffs, model.vocabulary]
-  if edges != sorted(set(edges)):
-    raise ValueError(
-      f'model.cutoffs = {model.cutoffs} do not cut {model.vocabulary} ids into clusters. Use ids '
-      'that rise, above 0 and below model.vocabulary.'
-    )
-  if model.logit_cap is not None:
-    raise ValueError(
-      'An adaptive softmax gives logarithms of probabilities, which no model.logit_cap is made '
-      'for. Use it or model.cutoffs.'
-    )
 
 
 def check_latent(model: Decoder) -> None:

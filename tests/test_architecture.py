@@ -37,11 +37,13 @@ MAY_IMPORT = {
   'posjax.attention': 'around attend extension linear norm positions recurrence remapping',
   'posjax.latent': 'around attend attention linear norm',
   'posjax.balancing': '',
-  'posjax.moe': 'balancing linear',
+  'posjax.grouped': '',
+  'posjax.moe': 'balancing grouped linear',
+  'posjax.adaptive': '',
   'posjax.mlp': 'activation linear moe',
   'posjax.block': 'activation attend attention latent mlp norm positions',
-  'posjax.decoder': 'activation attend attention block extension latent linear mlp moe norm '
-  'positions',
+  'posjax.decoder': 'activation adaptive attend attention block extension latent linear mlp moe '
+  'norm positions',
   'posjax.experiment': 'attend attention composition decoder extension latent moe sampling',
   'posjax.cache': 'attend attention positions',
   'posjax.layers': 'decoder',

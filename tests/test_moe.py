@@ -13,7 +13,7 @@ from e2e import assert_close, assert_same_bits, stored, train_here, train_there,
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from posjax import metrics, moe, positions, sharding
+from posjax import grouped, metrics, moe, positions, sharding
 from posjax.activation import Gate
 from posjax.attention import Layer
 from posjax.balancing import balance, counts, imbalance, statistics
@@ -217,9 +217,9 @@ def test_no_token_is_dropped_where_all_choose_the_same_experts(form, rng, tolera
   """Thirteen tiles of one expert, none of others: a capacity of twice the mean would drop half."""
   _, params, r = given(rng)
   params['bias_E'] = np.where(np.arange(E) < C, 10.0, 0)
-  x_BLD = rng.normal(size=(2, 13 * moe.TILE // 2, D))
+  x_BLD = rng.normal(size=(2, 13 * grouped.TILE // 2, D))
   expected_BLD, count_E = by_loop(params, x_BLD, r)
-  assert count_E.tolist() == [13 * moe.TILE] * C + [0] * (E - C)
+  assert count_E.tolist() == [13 * grouped.TILE] * C + [0] * (E - C)
   ours_BLD, kept = apply(layer(form), params, x_BLD, mutable=['loads'])
   assert kept['loads']['count_E'][0].tolist() == count_E.tolist()
   atol = tolerance(D + M + C) * np.abs(expected_BLD).max()
@@ -228,12 +228,12 @@ def test_no_token_is_dropped_where_all_choose_the_same_experts(form, rng, tolera
 
 @pytest.mark.parametrize('tile', [1, 4, 1000])
 def test_tiles_of_any_size_hold_each_row_once(tile, rng, tolerance, monkeypatch):
-  monkeypatch.setattr(moe, 'TILE', tile)
+  monkeypatch.setattr(grouped, 'TILE', tile)
   size_E, rows = [0, 5, 1, 0, 8, 4, 0], 18
   x_AD, w_EDO = rng.normal(size=(rows, D)), rng.normal(size=(7, D, M))
   expert_A = np.repeat(np.arange(7), size_E)
   expected_AO = np.einsum('ad,ado->ao', x_AD, w_EDO[expert_A])
-  ours_AO = moe.tiled(jnp.float32(x_AD), jnp.float32(w_EDO), jnp.int32(size_E))
+  ours_AO = grouped.tiled(jnp.float32(x_AD), jnp.float32(w_EDO), jnp.int32(size_E))
   np.testing.assert_allclose(
     ours_AO, expected_AO, rtol=0, atol=tolerance(D) * np.abs(expected_AO).max()
   )
@@ -286,7 +286,7 @@ def test_a_gradient_of_float32_weights_is_summed_in_float32(rng):
   """Under bfloat16 activations the sum of many rows would lose what is small."""
   rows = 4096
   x_AD, w_EDO = jnp.ones((rows, 1), jnp.bfloat16), jnp.ones((1, 1, 1))
-  total = lambda w_EDO: moe.tiled(x_AD, w_EDO, jnp.int32([rows])).astype(jnp.float32).sum()
+  total = lambda w_EDO: grouped.tiled(x_AD, w_EDO, jnp.int32([rows])).astype(jnp.float32).sum()
   assert jax.grad(total)(w_EDO).tolist() == [[[rows]]]
 
 
