@@ -9,6 +9,7 @@ Axes: I queries, R slots of a cache, H query heads, G key/value heads, Z = H / G
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from posjax.attend.rows import Logits, Rows, Tile, weights
 
@@ -31,16 +32,18 @@ def step(
   """
   (I, H, K), (G, R, V) = q_IHK.shape, v_GRV.shape
   q_GZK = jnp.swapaxes(q_IHK, 0, 1).reshape(G, H // G * I, K)
-  raw_GZR = jnp.einsum('gzk,grk->gzr', q_GZK, k_GRK, preferred_element_type=jnp.float32)
+  # Keys on the left, and kept there: XLA would turn the product around, and on CPU pack every key.
+  raw_GRZ = jnp.einsum('grk,gzk->grz', k_GRK, q_GZK, preferred_element_type=jnp.float32)
+  raw_HIR = jnp.swapaxes(lax.optimization_barrier(raw_GRZ), 1, 2).reshape(H, I, R)
   key = logits.prepared(operands, key, R)
   if logits.mask.counts_from_begin:
     query = query.with_begin_of(key)
   tile = Tile(query, key, logits.mask, logits.tabled(operands, query, key))
   begin = logits.begin(operands, query)
-  s_HIR, _ = logits(temperature, operands, raw_GZR.reshape(H, I, R), tile, begin)
+  s_HIR, _ = logits(temperature, operands, raw_HIR, tile, begin)
   p_HIR = weights(s_HIR, null_H)
-  p_GZR = p_HIR.reshape(G, H // G * I, R).astype(v_GRV.dtype)
-  out_GZV = jnp.matmul(p_GZR, v_GRV, preferred_element_type=jnp.float32)
+  p_GRZ = jnp.swapaxes(p_HIR.reshape(G, H // G * I, R), 1, 2).astype(v_GRV.dtype)
+  out_GZV = jnp.einsum('grz,grv->gzv', p_GRZ, v_GRV, preferred_element_type=jnp.float32)
   out_HIV = out_GZV.reshape(H, I, V)
   if logits.read is not None:
     out_HIV += logits.read(*operands, p_HIR, tile)
