@@ -14,6 +14,8 @@ platform computes in. The cache holds noise: what a step costs does not hang on 
 A step reads its weights and its cache once. `reads` is that in bytes, `of a copy` the bandwidth it
 comes to over that of the largest copy that the same run makes: of an array of 256 MiB onto another,
 which reads and writes each byte once. Times are medians of rounds in which all kinds take turns.
+The growth at the end is from the shortest cache to the longest, and what each further MiB of cache
+costs: if that stays, a step reads what it must and no more.
 """
 
 import argparse
@@ -59,6 +61,7 @@ def main():
     for cached in flags.cached:
       rows += compare(flags.kinds, batch, cached, flags.rounds, bandwidth)
       print()
+  grown(rows)
   measure.write(flags.json, {'copy': bandwidth, 'unit': 'seconds, bytes', 'rows': rows})
 
 
@@ -83,6 +86,22 @@ def compare(kinds, batch: int, cached: int, rounds: int, bandwidth: float) -> li
       'reads': reads[kind], 'bandwidth': rate,
     })  # fmt: skip
   return rows
+
+
+def grown(rows: list[dict]):
+  """Prints how steps grow with what is cached."""
+  print('batch kind        time   bytes   us for each further MiB, cache by cache')
+  for batch, kind in dict.fromkeys((row['batch'], row['kind']) for row in rows):
+    own = [row for row in rows if (row['batch'], row['kind']) == (batch, kind)]
+    times, reads = ([row[name] for row in own] for name in ('step', 'reads'))
+    further = [
+      (times[i + 1] - times[i]) * 1e6 / ((reads[i + 1] - reads[i]) / 2**20)
+      for i in range(len(own) - 1)
+    ]
+    print(
+      f'{batch:<5} {kind:10} {times[-1] / times[0]:5.1f} {reads[-1] / reads[0]:7.1f}   '
+      + '  '.join(f'{x:8.1f}' for x in further)
+    )
 
 
 def stepping(kind: str, batch: int, cached: int):
