@@ -14,20 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from posjax import adaptive
-from posjax.activation import ACTIVATIONS, Gate
-from posjax.attend import FORMS, Choice, Rows
+from posjax.attend import Choice, Rows
 from posjax.attention import Layer, choose_form
-from posjax.block import NORM_AT, REMAT, RESIDUALS, Period, learned
+from posjax.block import Period, learned
+from posjax.checks import check
 from posjax.extension import Spectrum, each, spectra
 from posjax.latent import Latent, decoupled
 from posjax.linear import affine
-from posjax.mlp import MLPS
 from posjax.moe import Routing
-from posjax.norm import NORMS, make_norm
+from posjax.norm import make_norm
 from posjax.positions import Dims, Scheme
-
-DTYPES = ('auto', 'float32', 'bfloat16', 'float16')
-BIASES = ('qkv', 'output', 'mlp', 'router', 'experts', 'head')
 
 
 class Decoder(nn.Module):
@@ -77,67 +73,7 @@ class Decoder(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    choices = {
-      'mlp': MLPS, 'norm': NORMS, 'dtype': DTYPES, 'remat': REMAT, 'attention': ('auto', *FORMS),
-      'activation': (None, *ACTIVATIONS), 'residual': RESIDUALS, 'norm_at': NORM_AT,
-      'qk_norm': ('none', 'head', 'whole'),
-    }  # fmt: skip
-    for field, allowed in choices.items():
-      if getattr(self, field) not in allowed:
-        allowed = [str(value) for value in allowed]
-        raise ValueError(
-          f"model.{field} = '{getattr(self, field)}' is unknown. Use one of: {', '.join(allowed)}."
-        )
-    for layer in self.pattern:
-      if (layer.mlp or self.mlp) not in MLPS:
-        raise ValueError(
-          f"A layer's mlp = '{layer.mlp}' is unknown. Use one of: {', '.join(MLPS)}."
-        )
-      if (layer.mlp or self.mlp) == 'experts' and 'mlp' in self.biases:
-        raise ValueError(
-          "The biases of experts are 'experts' and 'router': those of a shared one, and of dense "
-          "layers among them, do not exist. Leave 'mlp' out of model.biases."
-        )
-      if (layer.mlp or self.mlp) == 'experts' and self.experts is None:
-        raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
-    kinds = {layer.mlp or self.mlp for layer in self.pattern}
-    limits = Gate(activation='silu', limit=self.gate_limit, offset=self.gate_offset)
-    if 'plain' in kinds and limits != Gate(activation='silu'):
-      raise ValueError(
-        "Plain MLPs have no gate. Leave out model.gate_limit and model.gate_offset, or use 'gated'."
-      )
-    for place in {'router', 'experts'} & set(self.biases):
-      if 'experts' not in kinds:
-        raise ValueError(f"No layer has experts. Leave '{place}' out of model.biases.")
-    for field in (
-      'length', 'vocabulary', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width',
-    ):
-      if getattr(self, field) is None or getattr(self, field) < 1:
-        raise ValueError(f'model.{field} = {getattr(self, field)}. Use a whole number >= 1.')
-    if self.cutoffs is not None:
-      adaptive.check(self.cutoffs, self.vocabulary, self.logit_cap)
-    if self.norm_epsilon is not None and not 0 <= self.norm_epsilon < math.inf:
-      raise ValueError(f'model.norm_epsilon = {self.norm_epsilon}. Use a number >= 0, or None.')
-    for place in self.biases:
-      if place not in BIASES:
-        raise ValueError(f"model.biases names '{place}'. It may name: {', '.join(BIASES)}.")
-    if self.norm_at not in ('input', 'both') and self.residual != 'sequential':
-      raise ValueError(
-        f"model.residual = '{self.residual}' reads what norms made of the input, but "
-        f"model.norm_at = '{self.norm_at}' has none there. Use norm_at = input or both."
-      )
-    if len(self.schemes) > 1 and any(scheme.overrides('embed') for scheme in self.schemes):
-      raise ValueError(
-        'A scheme that acts on the input acts once, for all layers, but the layers differ in their '
-        'schemes. Give every layer the same, or schemes that act within layers.'
-      )
-    if self.latent is not None:
-      check_latent(self)
-    if self.heads % self.kv_heads:
-      raise ValueError(
-        f'{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly. '
-        'Make model.kv_heads a divisor of model.heads.'
-      )
+    check(self)
 
   @property
   def dims(self) -> Dims:
@@ -297,26 +233,6 @@ class Decoder(nn.Module):
   ):
     """logits_BLV, float32: memory B x L x V; training goes through posjax.loss instead."""
     return self.logits(self.hidden(tokens_BL, spectrum, positions_BL, segments_BL, contiguous))
-
-
-def check_latent(model: Decoder) -> None:
-  """Raises ValueError where a model's other values make no sense with its latents."""
-  for layer in model.pattern:
-    decoupled(layer, model.latent)
-    if layer.qk_norm_after is not None:
-      raise ValueError(
-        'Latent attention has its norms on the latents. Set model.qk_norm_after = None.'
-      )
-  if model.kv_heads != model.heads:
-    raise ValueError(
-      f'All {model.heads} heads read one latent, so there are no {model.kv_heads} key/value heads '
-      'to share. Set model.kv_heads = model.heads.'
-    )
-  if model.qk_norm != 'none' or 'qkv' in model.biases or 'output' in model.biases:
-    raise ValueError(
-      'Latent attention has its norms on the latents, and no biases. Set model.qk_norm = none '
-      "and leave 'qkv' and 'output' out of model.biases."
-    )
 
 
 def init_params(model: Decoder, key: jax.Array):

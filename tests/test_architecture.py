@@ -42,8 +42,9 @@ MAY_IMPORT = {
   'posjax.adaptive': '',
   'posjax.mlp': 'activation linear moe',
   'posjax.block': 'activation attend attention latent mlp norm positions',
-  'posjax.decoder': 'activation adaptive attend attention block extension latent linear mlp moe '
-  'norm positions',
+  'posjax.checks': 'activation adaptive attend block latent mlp norm',
+  'posjax.decoder': 'adaptive attend attention block checks extension latent linear moe norm '
+  'positions',
   'posjax.experiment': 'attend attention composition decoder extension latent moe sampling',
   'posjax.cache': 'attend attention positions',
   'posjax.layers': 'decoder',
