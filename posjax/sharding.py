@@ -68,6 +68,10 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
     )
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(coordinator, count, index)
+  if jax.default_backend() == 'cpu':
+    # Programs that XLA:CPU reads from its cache reduce in another order than those just compiled,
+    # and gloo then mistakes one reduction for another: every process compiles its own.
+    jax.config.update('jax_enable_compilation_cache', False)
 
 
 def _number(value: int | None, *names: str) -> int | None:

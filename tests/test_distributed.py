@@ -84,6 +84,16 @@ def test_two_processes_find_each_other_through_their_launcher(tell, six_steps, t
 
 
 @pytest.mark.slow
+def test_two_processes_start_again_beside_the_programs_of_their_first_start(six_steps, tmp_path):
+  at_once = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  cache = {'POSJAX_CACHE': str(tmp_path / 'cache')} | at_once
+  cached = lambda process, port: (flags(process, port)[0], cache)
+  for run in ('first', 'second'):
+    finish_all(launch_two(tmp_path / run, told=(cached, cached)))
+    assert_close(metrics.read(tmp_path / run), metrics.read(six_steps))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'mesh', [('mesh.data=1', 'mesh.fsdp=8'), ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')]
 )
