@@ -69,8 +69,8 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(coordinator, count, index)
   if jax.default_backend() == 'cpu':
-    # Programs that XLA:CPU reads from its cache reduce in another order than those just compiled,
-    # and gloo then mistakes one reduction for another: every process compiles its own.
+    # Where one process reads a program from the cache and another compiles it, gloo mistakes one
+    # reduction for another, and both die (jax 0.10.2): every process compiles its own.
     jax.config.update('jax_enable_compilation_cache', False)
 
 
