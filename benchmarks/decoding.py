@@ -21,6 +21,7 @@ costs: if that stays, a step reads what it must and no more.
 import argparse
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -93,15 +94,13 @@ def grown(rows: list[dict]):
   print('batch kind        time   bytes   us for each further MiB, cache by cache')
   for batch, kind in dict.fromkeys((row['batch'], row['kind']) for row in rows):
     own = [row for row in rows if (row['batch'], row['kind']) == (batch, kind)]
-    times, reads = ([row[name] for row in own] for name in ('step', 'reads'))
+    times, reads = (own[-1][name] / own[0][name] for name in ('step', 'reads'))
     further = [
-      (times[i + 1] - times[i]) * 1e6 / ((reads[i + 1] - reads[i]) / 2**20)
-      for i in range(len(own) - 1)
+      (b['step'] - a['step']) * 1e6 / ((b['reads'] - a['reads']) / 2**20)
+      for a, b in itertools.pairwise(own)
     ]
-    print(
-      f'{batch:<5} {kind:10} {times[-1] / times[0]:5.1f} {reads[-1] / reads[0]:7.1f}   '
-      + '  '.join(f'{x:8.1f}' for x in further)
-    )
+    costs = '  '.join(f'{cost:8.1f}' for cost in further)
+    print(f'{batch:<5} {kind:10} {times:5.1f} {reads:7.1f}   {costs}')
 
 
 def stepping(kind: str, batch: int, cached: int):

@@ -29,7 +29,7 @@ BIASES = ('qkv', 'output', 'mlp', 'router', 'experts', 'head')
 
 
 def check(model) -> None:
-  """model: a `posjax.decoder.Decoder`, or what has its fields."""
+  """model: a `posjax.decoder.Decoder`."""
   check_choices(model)
   check_mlps(model)
   check_sizes(model)
@@ -37,11 +37,6 @@ def check(model) -> None:
   check_schemes(model)
   if model.latent is not None:
     check_latent(model)
-  if model.heads % model.kv_heads:
-    raise ValueError(
-      f'{model.heads} query heads cannot share {model.kv_heads} key/value heads evenly. '
-      'Make model.kv_heads a divisor of model.heads.'
-    )
 
 
 def check_choices(model) -> None:
@@ -69,8 +64,8 @@ def check_mlps(model) -> None:
     )
   if 'experts' in kinds and model.experts is None:
     raise ValueError("mlp = 'experts' needs to know which. Give experts=Routing(...).")
-  for place in {'router', 'experts'} & set(model.biases):
-    if 'experts' not in kinds:
+  for place in ('router', 'experts'):
+    if place in model.biases and 'experts' not in kinds:
       raise ValueError(f"No layer has experts. Leave '{place}' out of model.biases.")
   limits = Gate(activation='silu', limit=model.gate_limit, offset=model.gate_offset)
   if 'plain' in kinds and limits != Gate(activation='silu'):
@@ -80,10 +75,15 @@ def check_mlps(model) -> None:
 
 
 def check_sizes(model) -> None:
-  """Whole numbers of one or more; where the vocabulary is cut, in order."""
+  """Whole numbers of one or more, heads in even groups, a vocabulary cut in order."""
   for field in SIZES:
     if getattr(model, field) is None or getattr(model, field) < 1:
       raise ValueError(f'model.{field} = {getattr(model, field)}. Use a whole number >= 1.')
+  if model.heads % model.kv_heads:
+    raise ValueError(
+      f'{model.heads} query heads cannot share {model.kv_heads} key/value heads evenly. '
+      'Make model.kv_heads a divisor of model.heads.'
+    )
   if model.cutoffs is not None:
     adaptive.check(model.cutoffs, model.vocabulary, model.logit_cap)
 
