@@ -46,6 +46,15 @@ class Around(Scheme):
   def continued(self, *arguments):
     return self.scheme.continued(*arguments)
 
+  def age(self, *arguments):
+    return self.scheme.age(*arguments)
+
+  def remembered(self, *arguments):
+    return self.scheme.remembered(*arguments)
+
+  def recalled(self, *arguments):
+    return self.scheme.recalled(*arguments)
+
   def table(self, *arguments):
     return self.scheme.table(*arguments)
 

@@ -40,9 +40,10 @@ class LayerCache:
   it writes a slot of it, so that a step would cost several times the cache.
 
   key_GRK: with all that hooks do to it, if `turned`; otherwise as projected, and every step turns
-    all of them again, which is for spectra that change from step to step.
+    all of them again, which is for spectra that change from step to step. float32 where later
+    tokens change it.
   value_GRV: None where keys are values, too.
-  features_R: what the scheme knows of keys, a pytree of arrays [R, ...].
+  features_R: what the scheme remembers of keys, a pytree of arrays [R, ...].
   past_TD: the layer's newest inputs, for schemes that look back at them.
   pinned: so many first tokens keep their slots; the others share the rest in turn.
   whole: no slot is ever used again.
@@ -139,10 +140,11 @@ class Blank:
       k_SGK = turned_SGK if self.turned else k_SGK
       empty = lambda x_SGK: _stored(jnp.zeros((count, *x_SGK.shape[1:]), x_SGK.dtype))
       return LayerCache(
-        key_GRK=empty(k_SGK),
+        key_GRK=empty(k_SGK.astype(jnp.float32) if own.scheme.ages else k_SGK),
         value_GRV=None if v_SGV is None else empty(v_SGV),
         features_R=jax.tree.map(
-          lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), key.features_L
+          lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype),
+          own.scheme.remembered(key.features_L),
         ),
         past_TD=jnp.zeros((own.scheme.features_read, x_SD.shape[1]), x_SD.dtype),
         pinned=pinned,
@@ -192,11 +194,15 @@ def _attend(
 ):
   """One row of `LayerCache.attend`."""
   scheme, start, S = layer.scheme, rows.index_L[0], len(x_SD)
+  cache = _recalled(scheme, position, cache)
   q_SHK, turned_SGK, query_features, features_S, past_YD = _encoded(
     scheme, position, scale, cache, x_SD, q_SHK, k_SGK, start
   )
   new = turned_SGK if cache.turned else k_SGK, v_SGV, features_S
   after = cache.written(*new, past_YD, rows)
+  aged = _aged(scheme, position, after, features_S, rows)
+  if S == 1:  # of keys as they are now
+    after = aged
   if cache.whole or S == 1:
     place_N = after.places(start + jnp.sum(rows.segment_L != NOBODY))
     everything = _heads(after.key_GRK), _heads(after.value_GRV), after.features_R
@@ -215,14 +221,40 @@ def _attend(
   operands = () if logits.plain else position
   temperature = scheme.temperature(position[1], q_SHK.shape[1])
   query, key = _rows(layer.mask, rows.index_L, place_N, query_features, features_N)
-  if S > 1 and (cache.whole or not cache.pinned):
+  numbered = cache.whole or (S > 1 and not cache.pinned)
+  if numbered:
     query, key = _numbered(query, key, start, whole=cache.whole)
+  if numbered and S > 1:
     k_NGK, v_NGV = jnp.swapaxes(k_GNK, 0, 1), jnp.swapaxes(v_GNV, 0, 1)
     out_SHV = tiled(
       q_SHK, k_NGK, v_NGV, query, key, logits, temperature, operands, null_H=null_H
     )
-    return out_SHV, after
-  return step(q_SHK, k_GNK, v_GNV, query, key, logits, temperature, operands, null_H), after
+    return out_SHV, aged
+  return step(q_SHK, k_GNK, v_GNV, query, key, logits, temperature, operands, null_H), aged
+
+
+def _recalled(scheme, position, cache: LayerCache) -> LayerCache:
+  """With features as new tokens have them, in the place of those that are remembered."""
+  if not scheme.ages:
+    return cache
+  k_RGK = jnp.swapaxes(_heads(cache.key_GRK), 0, 1)
+  features_R = scheme.recalled(position[0], cache.features_R, k_RGK)
+  return dataclasses.replace(cache, features_R=features_R)
+
+
+def _aged(scheme, position, after: LayerCache, features_S, rows: Rows) -> LayerCache:
+  """What is kept after these tokens, which are written already."""
+  if not scheme.ages:
+    return after
+  there_S = rows.segment_L != NOBODY
+  place_S = jnp.where(there_S, rows.index_L, -1)
+  place_R = after.places(rows.index_L[0] + jnp.sum(there_S))
+  k_GRK = scheme.age(*position, _heads(after.key_GRK), place_R, features_S, place_S)
+  return dataclasses.replace(
+    after,
+    key_GRK=k_GRK.reshape(after.key_GRK.shape),
+    features_R=scheme.remembered(after.features_R),
+  )
 
 
 def _encoded(scheme, position, scale, cache: LayerCache, x_SD, q_SHK, k_SGK, start):

@@ -114,9 +114,12 @@ class Parts(Scheme):
 
   def each(self, params, spectrum):
     """(part, its parameters, its spectrum) of every part."""
-    return [
-      (part, params.get(f'part_{n}', {}), spectrum[n]) for n, part in enumerate(self.parts)
-    ]
+    both = zip(self.own(params), spectrum, strict=True)
+    return [(part, own, numbers) for (part, own), numbers in both]
+
+  def own(self, params):
+    """(part, its parameters) of every part."""
+    return [(part, params.get(f'part_{n}', {})) for n, part in enumerate(self.parts)]
 
   def table(self, params, spectrum, r_R):
     each = self.each(params, spectrum)
@@ -125,6 +128,10 @@ class Parts(Scheme):
   def continued(self, features_L, gap):
     each = zip(self.parts, features_L, gap, strict=True)
     return tuple(part.continued(own, theirs) for part, own, theirs in each)
+
+  def remembered(self, features_L):
+    both = zip(self.parts, features_L, strict=True)
+    return tuple(part.remembered(own_L) for part, own_L in both)
 
   def start(self, params, spectrum, query):
     return tuple(
@@ -203,6 +210,15 @@ class Together(Parts):
           own_LHK = other.query(*theirs, own_LHK, rows.pos_L)
       pairs.append(part.features(own, numbers, x_LD, own_LHK, k_LGK, rows))
     return tuple(zip(*pairs, strict=True))
+
+  def age(self, params, spectrum, k_GRK, place_R, features_S, place_S):
+    for (part, own, numbers), own_S in zip(self.each(params, spectrum), features_S, strict=True):
+      k_GRK = part.age(own, numbers, k_GRK, place_R, own_S, place_S)
+    return k_GRK
+
+  def recalled(self, params, features_R, k_RGK):
+    both = zip(self.own(params), features_R, strict=True)
+    return tuple(part.recalled(own, own_R, k_RGK) for (part, own), own_R in both)
 
   def score(self, params, spectrum, s_HIJ, tile):
     for n, (part, own, numbers) in enumerate(self.each(params, spectrum)):
@@ -293,6 +309,17 @@ class Heads(Parts):
     )
     pairs = [part.features(own, numbers, x_LD, q, k, rows) for (part, own, numbers), q, k in parts]
     return tuple(zip(*pairs, strict=True))
+
+  def age(self, params, spectrum, k_GRK, place_R, features_S, place_S):
+    parts = zip(self.each(params, spectrum), self.cut(k_GRK, 0), features_S, strict=True)
+    return jnp.concatenate([
+      part.age(own, numbers, k, place_R, own_S, place_S)
+      for (part, own, numbers), k, own_S in parts
+    ])
+
+  def recalled(self, params, features_R, k_RGK):
+    parts = zip(self.own(params), features_R, self.cut(k_RGK, 1), strict=True)
+    return tuple(part.recalled(own, own_R, k) for (part, own), own_R, k in parts)
 
   def score(self, params, spectrum, s_HIJ, tile):
     parts = zip(self.each(params, spectrum), self.cut(s_HIJ, 0), strict=True)

@@ -1,5 +1,7 @@
 """Inverse frequencies, waves, and the rotation shared by every scheme that rotates."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,29 @@ def waves(pos_L: jax.Array, frequency_F: jax.Array) -> tuple[jax.Array, jax.Arra
   a_LF, b_LF = pos_L1 * high_F, pos_L1 * (w_F - high_F)
   cos_LF = jnp.cos(a_LF) * jnp.cos(b_LF) - jnp.sin(a_LF) * jnp.sin(b_LF)
   return cos_LF, jnp.sin(a_LF) * jnp.cos(b_LF) + jnp.cos(a_LF) * jnp.sin(b_LF)
+
+
+def wave_sums(
+  cos_XF: jax.Array, sin_XF: jax.Array, frequency_F: jax.Array, first, count: int
+) -> jax.Array:
+  """sum_XR of cos[x,f] cos(w[f] r) + sin[x,f] sin(w[f] r) over f, float32, for `count` whole
+  distances r = first, first - 1, ...
+
+  By angle addition, C distances at a time: a wave costs more than a product, and there are R / C
+  for each sum and C for all, not R.
+  """
+  C = 1 << round(math.log2(len(cos_XF) * count) / 2)
+  starts_N = first - C * jnp.arange(-(-count // C))
+  (cos_NF, sin_NF), (cos_CF, sin_CF) = (
+    waves(r_L, frequency_F) for r_L in (starts_N, jnp.arange(C))
+  )
+  cos_X1F, sin_X1F = cos_XF[:, None], sin_XF[:, None]
+  both_XND = jnp.concatenate(
+    [cos_X1F * cos_NF + sin_X1F * sin_NF, cos_X1F * sin_NF - sin_X1F * cos_NF], axis=-1
+  )
+  wave_CD = jnp.concatenate([cos_CF, sin_CF], axis=-1)
+  sum_XNC = jnp.matmul(both_XND, wave_CD.T, precision='highest')
+  return sum_XNC.reshape(len(cos_XF), -1)[:, :count]
 
 
 def angles(pos_L: jax.Array, frequency_F: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posjax.rotary import geometric_frequencies, rotate, waves
+from posjax.rotary import geometric_frequencies, rotate, wave_sums, waves
 
 
 def rotated(x_LHK, frequency_F, pos_L):
@@ -119,3 +119,17 @@ def test_waves_are_as_exact_far_away_as_near():
   assert (np.abs(sin_LF - np.sin(angle_LF)) < bound).all()
   rounded_LF = np.cos(np.float64(np.float32(pos_L)[:, None] * frequency_F))
   assert np.abs(rounded_LF - np.cos(angle_LF)).max() > 1e-3
+
+
+@pytest.mark.parametrize(('first', 'count'), [(5, 1), (3, 10), (0, 7), (65_535, 3000)])
+def test_sums_of_waves_by_angle_addition_are_those_of_every_distance(rng, first, count):
+  """Negative distances, too, those of keys that lie ahead; in float64, compiled."""
+  cos_XF, sin_XF = np.float32(rng.normal(size=(2, 3, 8)))
+  frequency_F = np.float32(geometric_frequencies(16, 10_000.0))
+  got_XR = jax.jit(wave_sums, static_argnums=4)(cos_XF, sin_XF, frequency_F, first, count)
+  angle_RF = (first - np.arange(count))[:, None] * np.float64(frequency_F)
+  exact_XR = np.float64(cos_XF) @ np.cos(angle_RF).T + np.float64(sin_XF) @ np.sin(angle_RF).T
+  size = np.abs(cos_XF).sum(-1).max() + np.abs(sin_XF).sum(-1).max()
+  atol = size * (8 * np.finfo(np.float32).eps + 6e-10 * np.abs(first - np.arange(count)).max())
+  np.testing.assert_allclose(got_XR, exact_XR, atol=atol)
+  assert np.abs(got_XR[:, ::-1] - exact_XR).max() > 100 * atol or count == 1

@@ -112,6 +112,33 @@ class Scheme:
     del gap
     return features_L
 
+  def age(
+    self,
+    params: Params,
+    spectrum: Spectrum,
+    k_GRK: Array,
+    place_R: Array,
+    features_S: Any,
+    place_S: Array,
+  ) -> Array:
+    """k_GRK of a cache after S more tokens, for keys that what comes later changes; float32.
+
+    Their own keys are among them already. features_S: what `features` made of theirs. place: in the
+    row; -1: an empty slot, a token that is not there. A query then meets all keys as they are:
+    where key features are None, `walk` leaves logits alone.
+    """
+    del params, spectrum, place_R, features_S, place_S
+    return k_GRK
+
+  def remembered(self, features_L: Any) -> Any:
+    """Of the features of keys, what a cache keeps, for schemes that `age` them."""
+    return features_L
+
+  def recalled(self, params: Params, features_R: Any, k_RGK: Array) -> Any:
+    """What is remembered as features again, of keys that are older than every query."""
+    del params, k_RGK
+    return features_R
+
   def table(self, params: Params, spectrum: Spectrum, r_R: Array) -> Any:
     """What `score` needs of distances r_R, in tokens: a pytree of arrays [R, ...].
 
@@ -191,6 +218,11 @@ class Scheme:
   def walks(self) -> bool:
     """Whether its score carries a state along the keys."""
     return self.overrides('walk')
+
+  @property
+  def ages(self) -> bool:
+    """Whether later tokens change what a cache keeps of a key."""
+    return self.overrides('age')
 
   @property
   def reads(self) -> bool:

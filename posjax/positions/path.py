@@ -1,6 +1,7 @@
 """PaTH: what lies between a query and a key turns the query, reflection by reflection."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,10 @@ class PaTH(Scheme):
   as many. Memory grows with L: of each key head k, w and beta are kept, and while its layer runs
   K + C numbers more for each token.
 
-  A cache keeps k, w and beta of each token, and the inputs of the last `taps` - 1, which the
-  convolution looks back at; a step of decoding makes all blocks anew, 2 K + C products for each
-  key. A window only drops keys. Sinks are refused: the path to them leads over keys that tiles
-  skip.
+  A cache keeps keys in float32 as all tokens after them have left them, k[j] . H[j+1] ... H[newest]
+  (as the authors decode), which the newest query meets as any other keys, and the inputs of the last `taps` - 1,
+  which the convolution looks back at. A step takes 2 K more products for each key, and writes it.
+  A window only drops keys. Sinks are refused: the path to them leads over keys that tiles skip.
 
   rank: of the projection to w. taps: tokens under the convolution. Both at least 1.
   deviation: of all initial weights. Not negative.
@@ -88,6 +89,37 @@ class PaTH(Scheme):
     """turned_HIK, the queries before any token has turned them."""
     return jnp.swapaxes(query.features_L, 0, 1).astype(jnp.float32)
 
+  def age(self, params, spectrum, k_GRK, place_R, features_S, place_S):
+    """Block by block, the oldest first: k . (1 - w^T u^T w), w being 0 for what is not newer."""
+    _, w_SGK, beta_SG = features_S
+    (S, G, K), C = w_SGK.shape, 1 << min(6, (len(place_S) - 1).bit_length())
+    beta_SG = jnp.where(place_S[:, None] >= 0, beta_SG, 0)
+
+    def blocks(x_S, fill=0):
+      x_S = jnp.pad(x_S, [(0, -S % C)] + [(0, 0)] * (x_S.ndim - 1), constant_values=fill)
+      return x_S.reshape(-1, C, *x_S.shape[1:])
+
+    w_NGCK, beta_NGC = (jnp.swapaxes(blocks(x_S), 1, 2) for x_S in (w_SGK, beta_SG))
+
+    def one(own_GRK, block):
+      w_GCK, u_GCC, place_C = block
+      along_GRC = product('grk,gck->grc', own_GRK, w_GCK)
+      along_GRC = jnp.where(place_R[:, None] < place_C, along_GRC, 0)
+      return own_GRK - product('grc,gec,gek->grk', along_GRC, u_GCC, w_GCK), None
+
+    product = functools.partial(jnp.einsum, precision='highest')  # errors add up, step by step
+    each = w_NGCK, _together(w_NGCK, beta_NGC), blocks(place_S, -1)
+    own_GRK, _ = lax.scan(one, k_GRK[..., :K], each)
+    return jnp.concatenate([own_GRK, k_GRK[..., K:]], axis=-1)
+
+  def remembered(self, features_L):
+    return None
+
+  def recalled(self, params, features_R, k_RGK):
+    """Tokens that have turned the keys do not turn queries."""
+    k_RGK = k_RGK[..., : params['up_RGK'].shape[-1]]
+    return k_RGK, jnp.zeros_like(k_RGK), jnp.zeros(k_RGK.shape[:2])
+
   def prepare(self, params, spectrum, key, J):
     """k_LGK, w_LGK, turn_LGK and less_LGC, all that a block of C keys does to queries q.
 
@@ -96,6 +128,8 @@ class PaTH(Scheme):
     u = (w . q) diag(beta) (1 + A)^-1 with A[t,s] = (w[t] . w[s]) beta[s] where t > s, else 0. So
     (turn, less) = diag(beta) (1 + A)^-1 (w, w[t] . k[n] where t > n).
     """
+    if key.features_L is None:  # aged
+      return None
     k_LGK, w_LGK, beta_LG = key.features_L
     (L, G, _), C = k_LGK.shape, _block(J)
 
@@ -109,8 +143,7 @@ class PaTH(Scheme):
       return x_TJGX[:, :J].reshape(L, G, -1)
 
     k_NGCK, w_NGCK, beta_NGC = blocks(k_LGK), blocks(w_LGK), blocks(beta_LG)
-    products_NGCC = w_NGCK @ jnp.swapaxes(w_NGCK, 2, 3)
-    u_NGCC = beta_NGC[..., None] * _inverse(products_NGCC * beta_NGC[..., None, :])
+    u_NGCC = _together(w_NGCK, beta_NGC)
     less_NGCC = jnp.tril(w_NGCK @ jnp.swapaxes(k_NGCK, 2, 3), -1)
     return k_LGK, w_LGK, rows(u_NGCC @ w_NGCK), rows(u_NGCC @ less_NGCC)
 
@@ -120,6 +153,8 @@ class PaTH(Scheme):
         f'PaTH cannot see {tile.mask.sinks} sinks: the path to them leads over keys that nobody '
         'visits. Use a window without sinks, or no window.'
       )
+    if tile.key.features_L is None:  # aged: these products are the logits
+      return s_HIJ, state
     k_JGK, w_JGK, turn_JGK, less_JGC = tile.key.features_L
     (H, I, K), (J, G, C) = state.shape, less_JGC.shape
     # Only tokens up to the query's own turn it. Those of other documents, and out of a window, turn
@@ -141,6 +176,13 @@ class PaTH(Scheme):
       turned_GZK -= u_GZC @ turn_GCK
     s_GZJ = jnp.concatenate(s_GZC[::-1], axis=-1)
     return K**-0.5 * s_GZJ.reshape(H, I, J), turned_GZK.reshape(H, I, K)
+
+
+def _together(w_NGCK, beta_NGC):
+  """u_NGCC = diag(beta) (1 + A)^-1 of blocks of C tokens, A[t,s] = (w[t] . w[s]) beta[s] where
+  t > s: their reflections are one, 1 - w^T u^T w."""
+  products_NGCC = w_NGCK @ jnp.swapaxes(w_NGCK, 2, 3)
+  return beta_NGC[..., None] * _inverse(products_NGCC * beta_NGC[..., None, :])
 
 
 def _block(J: int) -> int:

@@ -9,7 +9,7 @@ from posjax.attend.diagonals import along_diagonals
 from posjax.bias import exact_products
 from posjax.extension import Spectrum
 from posjax.positions.base import Scheme
-from posjax.rotary import geometric_frequencies, waves
+from posjax.rotary import geometric_frequencies, wave_sums, waves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,11 @@ class TransformerXL(Scheme):
   def score(self, params, spectrum, s_HIJ, tile):
     q_IHK = tile.query.features_L
     scale = q_IHK.shape[-1] ** -0.5
-    if tile.table_M is not None:
+    if tile.table_M is not None and len(q_IHK) > 1:
       q_HIK, table_HKM = jnp.swapaxes(q_IHK, 0, 1), jnp.transpose(tile.table_M, (1, 2, 0))
       return s_HIJ + scale * along_diagonals(q_HIK, table_HKM.astype(q_HIK.dtype))
-    more_HIJ = by_angles(params['distance_DHK'], spectrum, q_IHK, tile)
+    way = alone if tile.contiguous and len(q_IHK) == 1 else by_angles
+    more_HIJ = way(params['distance_DHK'], spectrum, q_IHK, tile)
     if self.clamp is not None:  # one distance for all that are far
       (far_HK,) = self.table(params, spectrum, jnp.asarray([self.clamp]))
       far_HI = jnp.einsum('ihk,hk->hi', q_IHK, far_HK, preferred_element_type=jnp.float32)
@@ -115,8 +116,16 @@ def added(q_LHK, more_HK):
   return (q_LHK.astype(jnp.float32) + more_HK).astype(q_LHK.dtype)
 
 
+def alone(distance_DHK, spectrum: Spectrum, q_1HK, tile):
+  """s_H1J of a single query, to which the distances of its keys fall one by one."""
+  sin_HF, cos_HF = jnp.split(facing(distance_DHK, q_1HK)[:, 0], 2, axis=-1)
+  count = len(tile.key.index_L)
+  sums = wave_sums(cos_HF, sin_HF, spectrum.frequency_F, tile.distance_M[0], count)
+  return sums[:, None]
+
+
 def by_angles(distance_DHK, spectrum: Spectrum, q_IHK, tile):
-  """The same where distances are of any kind."""
+  """s_HIJ where distances are of any kind."""
   q_HID = turned(distance_DHK, spectrum, q_IHK, tile.query.pos_L).astype(q_IHK.dtype)
   k_JD = jnp.concatenate(waves(tile.key.pos_L, spectrum.frequency_F), axis=-1)
   return jnp.matmul(q_HID, k_JD.T.astype(q_IHK.dtype), preferred_element_type=jnp.float32)
@@ -128,11 +137,13 @@ def turned(distance_DHK, spectrum: Spectrum, q_LHK, pos_L):
   W^T q = [a | b] faces sines and cosines of a difference of angles, so that
     a sin(i - j) + b cos(i - j) = (a sin(i) + b cos(i)) cos(j) + (b sin(i) - a cos(i)) sin(j)
   """
-  c_HLD = jnp.einsum(
-    'lhk,dhk->hld', q_LHK.astype(jnp.float32), distance_DHK, precision='highest'
-  )
-  a_HLF, b_HLF = jnp.split(c_HLD, 2, axis=-1)
+  a_HLF, b_HLF = jnp.split(facing(distance_DHK, q_LHK), 2, axis=-1)
   cos_LF, sin_LF = waves(pos_L, spectrum.frequency_F)
   return jnp.concatenate(
     [a_HLF * sin_LF + b_HLF * cos_LF, b_HLF * sin_LF - a_HLF * cos_LF], axis=-1
   )
+
+
+def facing(distance_DHK, q_LHK):
+  """W^T q, float32: c_HLD, of which each number meets a wave of the distance."""
+  return jnp.einsum('lhk,dhk->hld', q_LHK.astype(jnp.float32), distance_DHK, precision='highest')

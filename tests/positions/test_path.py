@@ -126,6 +126,36 @@ def test_blocks_of_many_keys_are_the_same_product(rng, L):
   np.testing.assert_allclose(left_HIK, turned_LHK.swapaxes(0, 1), atol=256 * EPS)
 
 
+@pytest.mark.parametrize(('old', 'new', 'there'), [(7, 1, 1), (0, 9, 9), (9, 5, 3), (30, 150, 140)])
+def test_a_cached_key_is_turned_by_every_token_that_comes_after_it(rng, old, new, there):
+  """One token, and blocks of them, the last of which are not there; slots in any order, one empty.
+  Of the keys, what the newest query meets is what the definition has it meet."""
+  scheme, L = positions.make('path'), old + there
+  x_LD, params, q_LHK, k_LGK = drawn(rng, old + new, scheme)
+  w_LGK, beta_LG = reflections(x_LD, params)
+  place_R = np.append(rng.permutation(L), -1)
+  kept_RGK = np.append(k_LGK[place_R[:-1]], np.zeros_like(k_LGK[:1]), axis=0)
+  before_RGK = np.float64(kept_RGK)  # the tokens up to `old` have turned what is older than they
+  newer = np.arange(L) > place_R[:, None]
+  for t in range(L):
+    along_RG = np.einsum('rgk,gk->rg', before_RGK, w_LGK[t]) * beta_LG[t] * newer[:, t, None]
+    before_RGK -= along_RG[..., None] * w_LGK[t]
+    if t == old - 1:
+      kept_RGK = np.float32(before_RGK)
+  if not old:
+    kept_RGK = np.float32(kept_RGK)
+  features = jnp.zeros((new, 2, 8)), np.float32(w_LGK[old:]), np.float32(beta_LG[old:])
+  place_S = np.where(np.arange(new) < there, old + np.arange(new), -1)
+  k_GRK = jax.jit(functools.partial(scheme.age, params, None))(
+    kept_RGK.swapaxes(0, 1), place_R, features, place_S
+  )
+  np.testing.assert_allclose(k_GRK, before_RGK.swapaxes(0, 1), atol=256 * EPS)
+  if L < 20:
+    exact_HJ = logits(q_LHK[:L], k_LGK[:L], w_LGK, beta_LG)[:, -1]
+    met_HR = np.einsum('hk,hrk->hr', np.float64(q_LHK[L - 1]), np.repeat(k_GRK, 2, axis=0)) / 8**0.5
+    np.testing.assert_allclose(met_HR[:, :-1], exact_HJ[:, place_R[:-1]], atol=256 * EPS)
+
+
 def test_the_gradient_is_that_of_the_definition(rng):
   """Along a random direction of everything that is learned or given; by differences, in float64."""
   scheme = positions.make('path', rank=2)

@@ -85,7 +85,7 @@ def logits(scheme, params, q_LHK, k_LGK, pos_L, contiguous, first=0, factor=1.0)
 @pytest.mark.parametrize(('theta', 'clamp'), [(10_000.0, None), (50.0, None), (10_000.0, 4)])
 @pytest.mark.parametrize(
   ('contiguous', 'first', 'factor'),
-  [(True, 0, 1.0), (True, 5, 4.0), (False, 0, 4.0), (False, 5, 1.0)],
+  [(True, 0, 1.0), (True, 5, 4.0), (True, 11, 4.0), (False, 0, 4.0), (False, 5, 1.0)],
 )
 def test_logits_are_the_four_terms_of_the_paper(
   rng, contiguous, first, factor, theta, clamp, tolerance
