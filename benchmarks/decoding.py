@@ -2,9 +2,10 @@
 
   python -m benchmarks.decoding --json=benchmarks/results/decoding.json
   python -m benchmarks.decoding --kinds mha absorbed --cached 1024 4096
+  python -m benchmarks.decoding --kinds gqa --schemes none rope path --batch 1
 
 The model: d_model 512, 2 layers, 16 heads of 64 (query and value; latent attention: a latent of 256
-and a slice of 32), gated MLP of 1,376, 256 ids, RoPE, all layers alike, in the type that the
+and a slice of 32), gated MLP of 1,376, 256 ids, RoPE or --schemes, all layers alike, in the type that the
 platform computes in. The cache holds noise: what a step costs does not hang on it.
 
   mha, gqa, mqa   16, 4 and 1 key/value heads
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
-from posjax import composition
+from posjax import positions
 from posjax.attention import Layer
 from posjax.decoder import Decoder, init_params
 from posjax.decoding import advance, empty, unstacked
@@ -48,6 +49,7 @@ STEPS = 4  # in one measurement
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=KINDS)
+  parser.add_argument('--schemes', nargs='+', default=['rope'], choices=positions.names())
   parser.add_argument('--batch', nargs='+', type=int, default=[1, 8])
   parser.add_argument('--cached', nargs='+', type=int, default=[1024, 4096, 16384])
   parser.add_argument('--rounds', type=int, default=5)
@@ -58,27 +60,29 @@ def main():
   print(f'A copy of 256 MiB: {bandwidth / 1e9:,.1f} GB/s, read and written\n')
   rows = []
   for batch in flags.batch:
-    print(f'batch {batch:<4} cached  step ms  over mha  reads MiB   GB/s  of a copy')
+    print(f'batch {batch:<8} cached  step ms  over mha  reads MiB   GB/s  of a copy')
     for cached in flags.cached:
-      rows += compare(flags.kinds, batch, cached, flags.rounds, bandwidth)
+      each = [(kind, scheme) for kind in flags.kinds for scheme in flags.schemes]
+      rows += compare(each, batch, cached, flags.rounds, bandwidth)
       print()
   grown(rows)
   measure.write(flags.json, {'copy': bandwidth, 'unit': 'seconds, bytes', 'rows': rows})
 
 
-def compare(kinds, batch: int, cached: int, rounds: int, bandwidth: float) -> list[dict]:
-  """One line for each kind, at one batch and number of cached tokens."""
+def compare(each, batch: int, cached: int, rounds: int, bandwidth: float) -> list[dict]:
+  """One line for each (kind, scheme), at one batch and number of cached tokens."""
   runs, reads = {}, {}
-  for kind in kinds:
-    runs[kind], reads[kind] = stepping(kind, batch, cached)
+  for kind, scheme in each:
+    name = kind if scheme == 'rope' else f'{kind} {scheme}'
+    runs[name], reads[name] = stepping(kind, scheme, batch, cached)
   seconds = measure.alternate(runs, rounds=rounds)
   rows = []
-  for kind in kinds:
+  for kind in runs:
     step = seconds[kind] / STEPS
     over = step * STEPS / seconds['mha'] if 'mha' in seconds else float('nan')
     rate = reads[kind] / step
     print(
-      f'{kind:10} {cached:6,}  {step * 1e3:7.2f}  {over:8.2f}  {reads[kind] / 2**20:9,.1f}  '
+      f'{kind:14} {cached:6,}  {step * 1e3:7.2f}  {over:8.2f}  {reads[kind] / 2**20:9,.1f}  '
       f'{rate / 1e9:5.1f}  {rate / bandwidth:9.2f}',
       flush=True,
     )
@@ -91,7 +95,7 @@ def compare(kinds, batch: int, cached: int, rounds: int, bandwidth: float) -> li
 
 def grown(rows: list[dict]):
   """Prints how steps grow with what is cached."""
-  print('batch kind        time   bytes   us for each further MiB, cache by cache')
+  print('batch kind            time   bytes   us for each further MiB, cache by cache')
   for batch, kind in dict.fromkeys((row['batch'], row['kind']) for row in rows):
     own = [row for row in rows if (row['batch'], row['kind']) == (batch, kind)]
     times, reads = (own[-1][name] / own[0][name] for name in ('step', 'reads'))
@@ -100,13 +104,13 @@ def grown(rows: list[dict]):
       for a, b in itertools.pairwise(own)
     ]
     costs = '  '.join(f'{cost:8.1f}' for cost in further)
-    print(f'{batch:<5} {kind:10} {times:5.1f} {reads:7.1f}   {costs}')
+    print(f'{batch:<5} {kind:14} {times:5.1f} {reads:7.1f}   {costs}')
 
 
-def stepping(kind: str, batch: int, cached: int):
+def stepping(kind: str, scheme: str, batch: int, cached: int):
   """(takes STEPS steps with so many tokens cached, bytes that one of them reads)."""
   model = Decoder(
-    pattern=(Layer(scheme=composition.make({'name': 'rope'})),), length=cached + 64,
+    pattern=(Layer(scheme=positions.make(scheme)),), length=cached + 64,
     vocabulary=256, width=512, layers=2, heads=HEADS, head_width=HEAD_WIDTH, mlp_width=1376,
     **{'kv_heads': HEADS} | KINDS[kind],
   )  # fmt: skip
