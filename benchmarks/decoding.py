@@ -5,8 +5,8 @@
   python -m benchmarks.decoding --kinds gqa --schemes none rope path --batch 1
 
 The model: d_model 512, 2 layers, 16 heads of 64 (query and value; latent attention: a latent of 256
-and a slice of 32), gated MLP of 1,376, 256 ids, RoPE or --schemes, all layers alike, in the type that the
-platform computes in. The cache holds noise: what a step costs does not hang on it.
+and a slice of 32), gated MLP of 1,376, 256 ids, all layers alike, RoPE if no scheme is named, in
+the type that the platform computes in. The cache holds noise: no cost of a step hangs on it.
 
   mha, gqa, mqa   16, 4 and 1 key/value heads
   absorbed        latent attention, queries meeting the latents themselves

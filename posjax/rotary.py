@@ -41,13 +41,12 @@ def wave_sums(
   """sum_XR of cos[x,f] cos(w[f] r) + sin[x,f] sin(w[f] r) over f, float32, for `count` whole
   distances r = first, first - 1, ...
 
-  By angle addition, C distances at a time: a wave costs more than a product, and there are R / C
-  for each sum and C for all, not R.
+  By angle addition, C distances at a time: R / C + C waves, which cost more than products, not R.
   """
   C = 1 << round(math.log2(len(cos_XF) * count) / 2)
   starts_N = first - C * jnp.arange(-(-count // C))
   (cos_NF, sin_NF), (cos_CF, sin_CF) = (
-    waves(r_L, frequency_F) for r_L in (starts_N, jnp.arange(C))
+    map(once, waves(r_L, frequency_F)) for r_L in (starts_N, jnp.arange(C))
   )
   cos_X1F, sin_X1F = cos_XF[:, None], sin_XF[:, None]
   both_XND = jnp.concatenate(
@@ -56,6 +55,17 @@ def wave_sums(
   wave_CD = jnp.concatenate([cos_CF, sin_CF], axis=-1)
   sum_XNC = jnp.matmul(both_XND, wave_CD.T, precision='highest')
   return sum_XNC.reshape(len(cos_XF), -1)[:, :count]
+
+
+def once(x_LF: jax.Array) -> jax.Array:
+  """x_LF, bit for bit: waves that many vectors meet.
+
+  Outside of a loop over layers, from which they are lifted, XLA on CPU computes them anew for each
+  head, and for each half of it, which takes longer than all else that a rotation does. It does not
+  reach beyond a product, here with the identity.
+  """
+  product = lambda x_LF: jnp.matmul(x_LF, jnp.eye(x_LF.shape[-1]), precision='highest')
+  return lax.platform_dependent(x_LF, cpu=product, default=lambda x_LF: x_LF)
 
 
 def angles(pos_L: jax.Array, frequency_F: jax.Array) -> jax.Array:
@@ -86,7 +96,7 @@ def rotate(x_LHK: jax.Array, frequency_F: jax.Array, pos_L: jax.Array, amplitude
     )
   angle_L1F = angles(pos_L, frequency_F)[:, None, :]
   gain = at_position(amplitude, pos_L)
-  cos_L1F, sin_L1F = gain * jnp.cos(angle_L1F), gain * jnp.sin(angle_L1F)
+  cos_L1F, sin_L1F = (once(gain * wave(angle_L1F)) for wave in (jnp.cos, jnp.sin))
   a_LHF, b_LHF = x_LHK[..., :F], x_LHK[..., F : 2 * F]
   turned = [a_LHF * cos_L1F - b_LHF * sin_L1F, b_LHF * cos_L1F + a_LHF * sin_L1F]
   return jnp.concatenate([y.astype(x_LHK.dtype) for y in turned] + [x_LHK[..., 2 * F :]], axis=-1)

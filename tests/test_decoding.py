@@ -1,7 +1,6 @@
 """Decoding with a cache equals the pass over the whole row, for every scheme and every layer."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posjax.rotary import geometric_frequencies, rotate, wave_sums, waves
+from posjax.rotary import geometric_frequencies, once, rotate, wave_sums, waves
 
 
 def rotated(x_LHK, frequency_F, pos_L):
@@ -133,3 +133,8 @@ def test_sums_of_waves_by_angle_addition_are_those_of_every_distance(rng, first,
   atol = size * (8 * np.finfo(np.float32).eps + 6e-10 * np.abs(first - np.arange(count)).max())
   np.testing.assert_allclose(got_XR, exact_XR, atol=atol)
   assert np.abs(got_XR[:, ::-1] - exact_XR).max() > 100 * atol or count == 1
+
+
+def test_what_is_computed_once_is_the_same_to_the_bit(rng):
+  x_LF = jnp.cos(jnp.float32(1e4 * rng.normal(size=(50, 7)))).at[0].set([0, 1, -1, 1e-30, 7, -0.1, 3])
+  np.testing.assert_array_equal(jax.jit(once)(x_LF), x_LF)

@@ -33,10 +33,11 @@ class PaTH(Scheme):
   as many. Memory grows with L: of each key head k, w and beta are kept, and while its layer runs
   K + C numbers more for each token.
 
-  A cache keeps keys in float32 as all tokens after them have left them, k[j] . H[j+1] ... H[newest]
-  (as the authors decode), which the newest query meets as any other keys, and the inputs of the last `taps` - 1,
-  which the convolution looks back at. A step takes 2 K more products for each key, and writes it.
-  A window only drops keys. Sinks are refused: the path to them leads over keys that tiles skip.
+  A cache keeps keys as the tokens after them have left them, k[j] . H[j+1] ... H[newest], in
+  float32, so that the newest query meets them as they are (the authors decode so, too), and the
+  inputs of the last `taps` - 1 tokens, which the convolution looks back at. A step takes 2 K more
+  products for each key, and writes it again. A window only drops keys. Sinks are refused: the path
+  to them leads over keys that tiles skip.
 
   rank: of the projection to w. taps: tokens under the convolution. Both at least 1.
   deviation: of all initial weights. Not negative.
@@ -92,7 +93,8 @@ class PaTH(Scheme):
   def age(self, params, spectrum, k_GRK, place_R, features_S, place_S):
     """Block by block, the oldest first: k . (1 - w^T u^T w), w being 0 for what is not newer."""
     _, w_SGK, beta_SG = features_S
-    (S, G, K), C = w_SGK.shape, 1 << min(6, (len(place_S) - 1).bit_length())
+    S, K = len(place_S), w_SGK.shape[-1]
+    C = 1 << min(6, (S - 1).bit_length())
     beta_SG = jnp.where(place_S[:, None] >= 0, beta_SG, 0)
 
     def blocks(x_S, fill=0):
