@@ -124,8 +124,8 @@ class Scheme:
     """k_GRK of a cache after S more tokens, for keys that what comes later changes; float32.
 
     Their own keys are among them already. features_S: what `features` made of theirs. place: in the
-    row; -1: an empty slot, a token that is not there. A query then meets all keys as they are:
-    where key features are None, `walk` leaves logits alone.
+    row; -1: an empty slot, a token that is not there. A query then meets all keys as they are: of
+    a scheme that overrides this, key features of None tell `walk` to leave logits alone.
     """
     del params, spectrum, place_R, features_S, place_S
     return k_GRK

@@ -28,7 +28,9 @@ class TransformerXL(Scheme):
   FLOPs a head, shared by the batch; 2 L H K numbers), and a tile then takes about as many FLOPs for
   distances as for q . k. Elsewhere it takes D / K times as many: by angle addition, the distance is
   D columns of waves. These are `columns`, too: D in float32, 6 D in bfloat16 (exact parts). Not
-  where distances are clamped: no column knows which keys are far.
+  where distances are clamped: no column knows which keys are far. A single query, that of a step of
+  decoding, meets distances by angle addition, too, which come as sums of waves: W R of all would
+  take K times as many.
 
   theta: base of the wavelengths, 2 pi to 2 pi theta tokens. Above 1.
   deviation: of the initial W, u and v. Not negative.
