@@ -121,7 +121,7 @@ def tokens(L):
   return np.random.default_rng(L).permutation(V)[:L]
 
 
-@pytest.mark.parametrize('form', ['dense', 'tiled'])
+@pytest.mark.parametrize('form', [pytest.param('dense', marks=pytest.mark.slow), 'tiled'])
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('name', BIASES)
 def test_segments_side_by_side_have_the_logits_of_one_after_the_other(name, case, form, tolerance):
@@ -141,7 +141,7 @@ def test_segments_side_by_side_have_the_logits_of_one_after_the_other(name, case
       assert np.abs(wrong_LV - exact_LV)[segment:].max() > 100 * atol
 
 
-@pytest.mark.parametrize('form', ['dense', 'tiled'])
+@pytest.mark.parametrize('form', [pytest.param('dense', marks=pytest.mark.slow), 'tiled'])
 @pytest.mark.parametrize('name', BIASES)
 def test_a_memory_ends_where_its_document_begins(name, form, tolerance):
   """Documents begin within a segment and at its first token; positions restart, or skip."""
