@@ -239,7 +239,7 @@ def test_tiles_of_any_size_hold_each_row_once(tile, rng, tolerance, monkeypatch)
   )
 
 
-@pytest.mark.parametrize('form', ['tiled', 'ragged'])
+@pytest.mark.parametrize('form', ['tiled', pytest.param('ragged', marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
   'changes',
   [{}, V2, V3, {'weighs': 'input', 'normalise': False}, {'biases': ('router', 'experts')}],

@@ -90,7 +90,7 @@ def mean_and_gradient(z_loss):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'clip': None},
+    pytest.param({'clip': None}, marks=pytest.mark.slow),
     {'clip': 0.05, 'b1': 0.8, 'b2': 0.99, 'weight_decay': 0.5},
     {'z_loss': 0.1, 'schedule': 'wsd', 'decay': 0.25, 'learning_rate': 1e-2, 'weight_decay': 0.0},
   ],

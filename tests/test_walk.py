@@ -135,7 +135,14 @@ def sees_of(mask, segment_L):
   return sees
 
 
-@pytest.mark.parametrize('case', CASES)
+# By default those that hold the others' difficulties, too.
+@pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ('one tile', 'a window', 'chunks')))
+    for name in CASES
+  ],
+)
 def test_walking_and_reading_in_tiles_is_the_definition_in_values_and_all_gradients(
   rng, tolerance, case
 ):
