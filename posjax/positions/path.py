@@ -183,7 +183,7 @@ class PaTH(Scheme):
 def _together(w_NGCK, beta_NGC):
   """u_NGCC = diag(beta) (1 + A)^-1 of blocks of C tokens, A[t,s] = (w[t] . w[s]) beta[s] where
   t > s: their reflections are one, 1 - w^T u^T w."""
-  products_NGCC = w_NGCK @ jnp.swapaxes(w_NGCK, 2, 3)
+  products_NGCC = jnp.einsum('ngtk,ngsk->ngts', w_NGCK, w_NGCK, precision='highest')
   return beta_NGC[..., None] * _inverse(products_NGCC * beta_NGC[..., None, :])
 
 
@@ -206,6 +206,7 @@ def _inverse(a_CC):
     return jnp.ones_like(a_CC)
   h = C // 2
   older, newer = _inverse(jnp.stack([a_CC[..., :h, :h], a_CC[..., h:, h:]]))
-  between = -newer @ a_CC[..., h:, :h] @ older
+  product = functools.partial(jnp.matmul, precision='highest')
+  between = -product(product(newer, a_CC[..., h:, :h]), older)
   upper = jnp.concatenate([older, jnp.zeros_like(between)], axis=-1)
   return jnp.concatenate([upper, jnp.concatenate([between, newer], axis=-1)], axis=-2)

@@ -58,9 +58,9 @@ class Sandwich(Scheme):
   def common(self, spectrum, tile):
     """common_IJ of two positions' sinusoids, before the ratio."""
     if tile.contiguous and len(tile.query.index_L) == 1:
-      one_1F = jnp.ones((1, len(spectrum.frequency_F)))
-      count = len(tile.key.index_L)
-      return wave_sums(one_1F, 0 * one_1F, spectrum.frequency_F, tile.distance_M[0], count)
+      cos_1F = jnp.ones((1, len(spectrum.frequency_F)))
+      sin_1F, count = jnp.zeros_like(cos_1F), len(tile.key.index_L)
+      return wave_sums(cos_1F, sin_1F, spectrum.frequency_F, tile.distance_M[0], count)
     if tile.table_M is None:
       q_IC, k_JC = (sinusoids(rows.pos_L, spectrum) for rows in (tile.query, tile.key))
       # A sum of sums, for most terms are close to 1; in float32 on every device.

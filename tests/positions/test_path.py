@@ -142,8 +142,6 @@ def test_a_cached_key_is_turned_by_every_token_that_comes_after_it(rng, old, new
     before_RGK -= along_RG[..., None] * w_LGK[t]
     if t == old - 1:
       kept_RGK = np.float32(before_RGK)
-  if not old:
-    kept_RGK = np.float32(kept_RGK)
   features = jnp.zeros((new, 2, 8)), np.float32(w_LGK[old:]), np.float32(beta_LG[old:])
   place_S = np.where(np.arange(new) < there, old + np.arange(new), -1)
   k_GRK = jax.jit(functools.partial(scheme.age, params, None))(
