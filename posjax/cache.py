@@ -1,9 +1,8 @@
-"""What decoding keeps of each token, and how new tokens attend to it.
+"""What decoding keeps of a row, and how new tokens attend to it; posjax/slots.py says where it is.
 
 A layer keeps of each token what its attention hands to the operator: its key as the scheme turned
 it, its value, and what the scheme knows of its content. Of a layer with a window, a chunk or
-segments only as many tokens as its queries can see have slots; a new one takes the place of the
-oldest. Everything is kept one head after the other, so that a step of decoding reads it in place.
+segments only as many tokens as its queries can see have slots.
 
 Every row of a batch is one document from its first token on, and rows may differ in length. A
 token's place in its row is its position.
@@ -16,15 +15,13 @@ model width.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from posjax.attend import Logits, Mask, Rows, step, tiled
 from posjax.attention import Layer, encoded, scored
-
-NOBODY = -2  # segment of slots that are empty, and of tokens that are not there
+from posjax.slots import NOBODY, Slots, heads, stored
 
 
 @functools.partial(
@@ -33,29 +30,8 @@ NOBODY = -2  # segment of slots that are empty, and of tokens that are not there
   meta_fields=['pinned', 'whole', 'turned'],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerCache:
-  """What one layer keeps of a row; of several, every array has a leading B.
-
-  An axis of one row, or of one key head, is left out: XLA copies a whole array that has one before
-  it writes a slot of it, so that a step would cost several times the cache.
-
-  key_GRK: with all that hooks do to it, if `turned`; otherwise as projected, and every step turns
-    all of them again, which is for spectra that change from step to step. float32 where later
-    tokens change it.
-  value_GRV: None where keys are values, too.
-  features_R: what the scheme remembers of keys, a pytree of arrays [R, ...].
-  past_TD: the layer's newest inputs, for schemes that look back at them.
-  pinned: so many first tokens keep their slots; the others share the rest in turn.
-  whole: no slot is ever used again.
-  """
-
-  key_GRK: jax.Array
-  value_GRV: jax.Array | None
-  features_R: Any
-  past_TD: jax.Array
-  pinned: int
-  whole: bool
-  turned: bool
+class LayerCache(Slots):
+  """What one layer keeps of a row, for new tokens to attend to; of several, as `Slots` says."""
 
   def attend(
     self, layer: Layer, position, x_BSD, q_BSHK, k_BSGK, v_BSGV, rows_B: Rows, scale: float,
@@ -77,47 +53,6 @@ class LayerCache:
       return out_SHV[None], cache
     return jax.vmap(one, in_axes=(0, 0, 0, 0, 0, rows_B.axes))(self, *vectors, rows_B)
 
-  @property
-  def slots(self) -> int:
-    return self.key_GRK.shape[-2]
-
-  def places(self, length) -> jax.Array:
-    """place_R of the token that each slot holds after `length` tokens; -1: none."""
-    ring = self.slots - self.pinned
-    slot_R = jnp.arange(self.slots)
-    newest = length - 1 - self.pinned
-    # One division in all, none for each slot and head: they would cost as much as the products.
-    back_R = jnp.mod(newest, ring) - (slot_R - self.pinned)
-    back_R = jnp.where(back_R < 0, back_R + ring, back_R)
-    place_R = jnp.where(slot_R < self.pinned, slot_R, self.pinned + newest - back_R)
-    seen_R = jnp.where(slot_R < self.pinned, slot_R < length, back_R <= newest)
-    return jnp.where(seen_R, place_R, -1)
-
-  def slot(self, place) -> jax.Array:
-    """Of the token at this place."""
-    ring = self.slots - self.pinned
-    return jnp.where(place < self.pinned, place, self.pinned + (place - self.pinned) % ring)
-
-  def written(self, k_SGK, v_SGV, features_S, past_YD, rows: Rows) -> 'LayerCache':
-    """With new tokens, as far as they are there and are not the oldest of too many."""
-    R, T = self.slots, len(self.past_TD)
-    count = jnp.sum(rows.segment_L != NOBODY)
-    kept_S = rows.segment_L != NOBODY
-    if len(k_SGK) > R - self.pinned:
-      oldest = rows.index_L[0] + count - (R - self.pinned)
-      kept_S &= (rows.index_L >= oldest) | (rows.index_L < self.pinned)
-    slot_S = jnp.where(kept_S, self.slot(rows.index_L), R)
-    heads_first = lambda old, new: old.at[..., slot_S, :].set(_stored(new), mode='drop')
-    return dataclasses.replace(
-      self,
-      key_GRK=heads_first(self.key_GRK, k_SGK),
-      value_GRV=None if v_SGV is None else heads_first(self.value_GRV, v_SGV),
-      features_R=jax.tree.map(
-        lambda old, new: old.at[slot_S].set(new, mode='drop'), self.features_R, features_S
-      ),
-      past_TD=jax.lax.dynamic_slice_in_dim(past_YD, count, T),
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blank:
@@ -138,7 +73,7 @@ class Blank:
         own.scheme, position, x_SD, q_SHK, k_SGK, rows, scale, columns=False
       )
       k_SGK = turned_SGK if self.turned else k_SGK
-      empty = lambda x_SGK: _stored(jnp.zeros((count, *x_SGK.shape[1:]), x_SGK.dtype))
+      empty = lambda x_SGK: stored(jnp.zeros((count, *x_SGK.shape[1:]), x_SGK.dtype))
       return LayerCache(
         key_GRK=empty(k_SGK.astype(jnp.float32) if own.scheme.ages else k_SGK),
         value_GRV=None if v_SGV is None else empty(v_SGV),
@@ -205,7 +140,7 @@ def _attend(
     after = aged
   if cache.whole or S == 1:
     place_N = after.places(start + jnp.sum(rows.segment_L != NOBODY))
-    everything = _heads(after.key_GRK), _heads(after.value_GRV), after.features_R
+    everything = heads(after.key_GRK), heads(after.value_GRV), after.features_R
   else:
     everything, place_N = _beside(cache, new, rows)
   if not cache.whole and (S > 1 or scheme.walks):
@@ -237,7 +172,7 @@ def _recalled(scheme, position, cache: LayerCache) -> LayerCache:
   """With features as new tokens have them, in the place of those that are remembered."""
   if not scheme.ages:
     return cache
-  k_RGK = jnp.swapaxes(_heads(cache.key_GRK), 0, 1)
+  k_RGK = jnp.swapaxes(heads(cache.key_GRK), 0, 1)
   features_R = scheme.recalled(position[0], cache.features_R, k_RGK)
   return dataclasses.replace(cache, features_R=features_R)
 
@@ -249,7 +184,7 @@ def _aged(scheme, position, after: LayerCache, features_S, rows: Rows) -> LayerC
   there_S = rows.segment_L != NOBODY
   place_S = jnp.where(there_S, rows.index_L, -1)
   place_R = after.places(rows.index_L[0] + jnp.sum(there_S))
-  k_GRK = scheme.age(*position, _heads(after.key_GRK), place_R, features_S, place_S)
+  k_GRK = scheme.age(*position, heads(after.key_GRK), place_R, features_S, place_S)
   return dataclasses.replace(
     after,
     key_GRK=k_GRK.reshape(after.key_GRK.shape),
@@ -286,21 +221,12 @@ def _first(tree):
   return jax.tree.map(lambda x: cut(x) if rows(x) else x[0], tree, is_leaf=rows)
 
 
-def _stored(x_SGK: jax.Array) -> jax.Array:
-  """One head after the other; one head alone without its axis."""
-  return x_SGK[:, 0] if x_SGK.shape[1] == 1 else jnp.swapaxes(x_SGK, 0, 1)
-
-
-def _heads(x_GRK: jax.Array | None) -> jax.Array | None:
-  """With an axis for the only head."""
-  return x_GRK[None] if x_GRK is not None and x_GRK.ndim == 2 else x_GRK
-
 
 def _beside(cache: LayerCache, new, rows: Rows):
   """All that is kept, and the new tokens after it; the place of each."""
   k_SGK, v_SGV, features_S = new
   beside = lambda x_GRK, x_SGK: jnp.concatenate(
-    [_heads(x_GRK), jnp.swapaxes(x_SGK, 0, 1)], axis=1
+    [heads(x_GRK), jnp.swapaxes(x_SGK, 0, 1)], axis=1
   )
   features_N = jax.tree.map(lambda *x: jnp.concatenate(x), cache.features_R, features_S)
   v_GNV = None if v_SGV is None else beside(cache.value_GRV, v_SGV)

@@ -46,7 +46,8 @@ MAY_IMPORT = {
   'posjax.decoder': 'adaptive attend attention block checks extension latent linear moe norm '
   'positions',
   'posjax.experiment': 'attend attention composition decoder extension latent moe sampling',
-  'posjax.cache': 'attend attention positions',
+  'posjax.cache': 'attend attention positions slots',
+  'posjax.slots': 'attend',
   'posjax.layers': 'decoder',
   'posjax.decoding': 'attend block cache decoder layers',
   'posjax.generation': 'decoding',
